@@ -24,14 +24,14 @@ OF_ONE_PROCESS = {
 """The fields of a job that a store cannot keep: they mean nothing to another process, or can be found out again."""
 
 
-def a_job(seq: int, *, account: str | None = None, sample: bytes | None = None, **more: Any) -> Job:
+def a_job(seq: int, *, account: str | None = None, sample: bytes | None = None, priority: int = 0) -> Job:
     """Make a queued job; odd numbers are pinned to one account and even ones to another unless one is named."""
     account = account or ACCOUNTS[seq % 2]
     content = f"/samples/{seq}.mp3" if sample is None else sample
     request = CloneRequest(voice_name=f"voice {seq}", language_tag="English", samples=[content])
     path = None if sample is not None else str(content)
     prints = (Fingerprint(f"{seq}.mp3", f"{seq:064x}", 1000 + seq, path),)
-    return Job(uuid.uuid4().hex, None, request, 0, seq, account, account=account, fingerprints=prints, **more)
+    return Job(uuid.uuid4().hex, None, request, priority, seq, account, account=account, fingerprints=prints)
 
 
 def keyed(job: Job, key: str) -> Job:

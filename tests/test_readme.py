@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", PROGRAMS, ids=["first voice", "batch", "sandbox"])
+@pytest.mark.parametrize("example", PROGRAMS, ids=["first voice", "batch", "restarts", "sandbox"])
 async def test_example_runs(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An example that runs by itself does so, with warnings as errors; it starts an interpreter of its own."""
     async with Sandbox(accounts=2, clone_s=0.05) as sandbox:
@@ -73,5 +73,5 @@ def test_commands_are_marked() -> None:
 
 
 def test_example_folder_is_complete() -> None:
-    """Every example but the service is a program of its own."""
-    assert len(PROGRAMS) == len(EXAMPLES) - 1
+    """Every example but the service, and the test of a user's own, is a program of its own."""
+    assert len(PROGRAMS) == len(EXAMPLES) - 2

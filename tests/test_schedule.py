@@ -21,6 +21,7 @@ from useapi_voice._schedule import (
     LONGEST_PACE_WAIT_S,
     LONGEST_UNREACHABLE_WAIT_S,
     LOOKAHEAD,
+    MOST_STAGED,
     MOST_SUCCESSES_TO_RAISE,
     SUCCESSES_TO_FORGET,
     SUCCESSES_TO_RAISE,
@@ -181,6 +182,15 @@ class Twin:
         """Return the jobs that are ready, and whose names are free."""
         return [job for job in self.at("ready", lane) if job.request.voice_name not in self.names(lane)]
 
+    def has_room(self, lane: Lane) -> bool:
+        """Whether it may stage one more: those that its names in progress block, or one another, count as one."""
+        room = max(0, lane.limit - self.occupied(lane)) + LOOKAHEAD
+        staged = self.staged(lane)
+        if len(staged) < room:
+            return True
+        useful = {job.request.voice_name for job in staged} - self.names(lane)
+        return len(staged) < MOST_STAGED and len(useful) < room
+
     def work(self, lane: Lane) -> list[Job]:
         """Return the waiting jobs that a lane may take."""
         return [
@@ -200,7 +210,7 @@ class Twin:
             for lane in lanes
             if self.can_start(lane, now_t)
             and self.work(lane)
-            and len(self.staged(lane)) < max(0, lane.limit - self.occupied(lane)) + LOOKAHEAD
+            and self.has_room(lane)
         ]
         if takers:
             best = min(takers, key=lambda lane: len(self.at("place", lane)) + len(self.staged(lane)))

@@ -42,7 +42,7 @@ from ._models import (
     VoiceInfo,
     VoiceSlots,
 )
-from ._queue import LaneStatistics, Statistics
+from ._pictures import LaneStatistics, Statistics
 from ._version import __version__
 
 __all__ = [

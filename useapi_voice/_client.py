@@ -39,7 +39,8 @@ from ._models import (
     VoiceSlots,
     account_of,
 )
-from ._queue import CloneQueue, Settings, Statistics
+from ._pictures import Statistics
+from ._queue import CloneQueue, Settings
 from ._roster import Roster
 from ._samples import SampleBook
 from ._transport import GenerationChoice, Secret, Transport, check_base_url, check_token
@@ -618,8 +619,8 @@ def _alone() -> Generator[None, None, None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        if len(group.exceptions) > 1:
+        error, *others = group.exceptions
+        if others:
             raise
         # One level only: what is inside may be a group of the user's own.
-        error = group.exceptions[0]
         raise error from error.__cause__

@@ -37,6 +37,7 @@ class Desk(Protocol):
 
     def is_at(self, job: Job) -> bool:
         """Whether it has ended, or this process works on it."""
+        ...
 
 
 class CloneJob:

@@ -135,8 +135,8 @@ class Intake:
                 raise request_invalid([Fault("samples[]", str(error), "submit it again")]) from None
             except OSError as error:
                 raise StoreError(f"a sample cannot be kept in {self._spool_directory}: {error.strerror}") from None
-            path = None if sample.path is None else os.path.abspath(sample.path)  # noqa: ASYNC240, PTH100 - asks no
-            disk; a string is kept prints.append(Fingerprint(sample.name, sha256, found.size_bytes, path))
+            path = None if sample.path is None else os.path.abspath(sample.path)  # noqa: ASYNC240, PTH100
+            prints.append(Fingerprint(sample.name, sha256, found.size_bytes, path))
         return prints
 
     def _faults(self, requests: Sequence[CloneRequest], inspected: Sequence[Inspected | Fault]) -> list[Fault]:

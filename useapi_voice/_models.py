@@ -67,8 +67,7 @@ class Sample:
             self.name = name or os.path.basename(self.path) or self.path  # noqa: PTH119 - a Path costs 1 kB a sample
         elif callable(getattr(source, "read", None)):
             self.stream = source
-            self.name = name or os.path.basename(str(getattr(source, "name", "") or "stream"))  # noqa: PTH119 - as
-            above
+            self.name = name or os.path.basename(str(getattr(source, "name", "") or "stream"))  # noqa: PTH119
         else:
             raise RequestInvalid([Fault("samples[]", f"{type(source).__name__} is not a sample", _SAMPLE_REMEDY)])
 

@@ -19,7 +19,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -28,14 +28,10 @@ from anyio.abc import TaskGroup
 
 from . import _endpoints, _replies
 from ._errors import (
-    AccountUnavailable,
     ApiError,
     AuthenticationError,
-    CloneCancelled,
     CloneError,
-    CloneOutcomeUnknown,
     CloneRefused,
-    DeadlineExceeded,
     Fault,
     QueueClosed,
     QueueFull,
@@ -62,6 +58,8 @@ from ._jobs import (
     ending_of,
 )
 from ._models import Account, CloneRequest, VoiceInfo
+from ._outcomes import broken, cancelled, end_attempt, facts_of, out_of_time, refusal, told_of, unknown_outcome
+from ._pictures import Pace, Statistics, count_states, picture_of_lane, position_of
 from ._recovery import Absent, Found, Looking, Unclear
 from ._replies import STALE_FILE_CODE, Answer, Done, NotSent, Refused, Scope, Unknown, interpret
 from ._roster import Roster
@@ -77,10 +75,10 @@ logger = logging.getLogger("useapi_voice")
 
 T = TypeVar("T")
 
-TYPICAL_CLONE_S: Final = 20.0
-"""What a clone typically takes [D Q26]; the first guess behind `eta_s`, before any was measured."""
 ROSTER_PAUSE_S: Final = 1.0
 """Between two rounds of asking which accounts there are, where the remote cannot be reached."""
+LONG_WAIT_S: Final = 2.0
+"""A gate that is shut for longer than this lets the staged jobs behind it go to other accounts."""
 EXCEPTIONAL_GRACE_S: Final = 5.0
 """How long closing waits for clones in progress when the `async with` body failed or was cancelled."""
 
@@ -102,52 +100,6 @@ class Settings:
     close_grace_s: float = 25.0
     keep_s: float = 24 * 3600.0
     resume: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class LaneStatistics:
-    """
-    A picture of one account's lane.
-
-    Attributes:
-        account: Its name, or `None` for the lane of jobs whose account nobody could name.
-        limit: Clones that may be in progress at once, at present.
-        in_progress: Clones that occupy a place.
-        staged: Jobs whose samples are up, or going up.
-        waiting: Pinned jobs behind them.
-        gate_s: Seconds until something may be sent again; 0 when the gate is open.
-        closed_by: Why the account takes nothing at all, or `None`.
-    """
-
-    account: str | None
-    limit: int
-    in_progress: int
-    staged: int
-    waiting: int
-    gate_s: float
-    closed_by: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """
-    A picture of the queue.
-
-    Attributes:
-        jobs: Jobs by state; those that have ended are counted since the client was opened.
-        pooled: Waiting jobs that any account may serve.
-        lanes: By account.
-        uploads: Samples uploaded since the client was opened.
-        generation: The generation of endpoints in use: `audio` or `speech`.
-        mean_clone_s: How long a clone takes at present, in seconds; `None` before the first.
-    """
-
-    jobs: dict[JobState, int]
-    pooled: int
-    lanes: tuple[LaneStatistics, ...]
-    uploads: int
-    generation: str
-    mean_clone_s: float | None
 
 
 @dataclass(slots=True)
@@ -194,7 +146,7 @@ class CloneQueue:
         self._counts: Counter[JobState] = Counter()
         self._seq = 0
         self._settled = 0
-        self._mean_clone_s: float | None = None
+        self._pace = Pace()
         self._roster_is_asked = False
         self._is_closed = False
         """Takes no more requests: draining, or closing."""
@@ -284,14 +236,14 @@ class CloneQueue:
         self._schedule.is_paused = True
         for job in [job for job in self._jobs.values() if job.state not in OCCUPYING_STATES]:
             kept = "; the store keeps it for the next client" if self._store.is_durable else ""
-            self._end_or_leave(job, self._cancelled(job, f"the client was closed before its turn came{kept}"))
+            self._end_or_leave(job, cancelled(job, f"the client was closed before its turn came{kept}"))
 
     def _abandon(self) -> None:
         """What is still in progress at the remote, and nobody will read."""
         advice = "the next client of this store will look for it" if self._store.is_durable else "look for it yourself"
         for job in list(self._jobs.values()):
             message = f"the client was closed while its clone was in progress: a voice may exist; {advice}"
-            self._end_or_leave(job, self._unknown(job, message))
+            self._end_or_leave(job, unknown_outcome(job, message))
 
     def _end_or_leave(self, job: Job, outcome: CloneError) -> None:
         """End a job that cannot go on in this process; a durable store keeps it as it is, for another."""
@@ -305,7 +257,7 @@ class CloneQueue:
             self._dismiss(job)
             if job.key is not None:
                 del self._keys[job.key]
-            self._tell(job, "left", **_told_of(outcome))
+            self._tell(job, "left", **told_of(outcome))
             _call_watchers(job)
 
     async def drain(self, timeout_s: float | None) -> tuple[CloneJob, ...]:
@@ -551,11 +503,11 @@ class CloneQueue:
             if account.support_audio is not False:
                 self._schedule.admit(account.account)
             if account.error is not None:
-                self._close_lane(account.account, _broken(account.error))
+                self._close_lane(account.account, broken(account.error))
         if not accounts:
             self._schedule.admit(ANY_ACCOUNT)
         elif not any(account.support_audio is not False for account in accounts):
-            self._settle_pool(_broken("no account of this token supports audio"))
+            self._settle_pool(broken("no account of this token supports audio"))
             self._roster_is_asked = False
         self._settle_orphans()
         self._turn()
@@ -567,11 +519,11 @@ class CloneQueue:
             since_t = now_t if job.not_sent_since_t is None else job.not_sent_since_t
             job.not_sent_since_t = since_t
             if now_t - since_t >= self._settings.unreachable_after_s:
-                self._settle(job, self._refusal(job, _replies.refused_from(error), safe_to_retry=True))
+                self._settle(job, refusal(job, _replies.refused_from(error), safe_to_retry=True))
 
     def _settle_pool(self, refused: Refused) -> None:
         for job in sorted(self._schedule.pool):
-            self._settle(job, self._refusal(job, refused))
+            self._settle(job, refusal(job, refused))
 
     def _close_lane(self, account: str, refused: Refused) -> None:
         """This account refuses everything, or every clone: its jobs move on, or end."""
@@ -588,7 +540,7 @@ class CloneQueue:
 
     def _settle_orphans(self) -> None:
         for job, refused in self._schedule.orphans():
-            self._settle(job, self._refusal(job, refused))
+            self._settle(job, refusal(job, refused))
 
     async def _look_again(self, account: str, scope: Scope) -> None:
         """Ask whether a closed account is in order again."""
@@ -686,7 +638,7 @@ class CloneQueue:
         while self._clocks and self._clocks[0][0] <= now_t:
             _, _, job, clock = heapq.heappop(self._clocks)
             if not job.is_settled and (clock == "deadline_s" or not job.was_sent):
-                self._settle(job, self._out_of_time(job, clock))
+                self._settle(job, out_of_time(job, clock))
         if self._clocks:
             self._wake_by(self._clocks[0][0])
 
@@ -705,7 +657,7 @@ class CloneQueue:
         except (RequestInvalid, SampleChanged) as error:
             if self._is_staging(job, account):
                 message = f"a sample is no longer what was submitted: {error}"
-                self._settle(job, CloneRefused(message, **self._facts(job)))
+                self._settle(job, CloneRefused(message, **facts_of(job)))
         except ApiError as error:
             if self._is_staging(job, account):
                 self._could_not_upload(job, account, error)
@@ -779,16 +731,16 @@ class CloneQueue:
         except StoreError as error:
             # Unless the intent is on record nothing may leave; a disk that is full now may have room in a minute.
             logger.error("nothing is sent to account %s: %s", account or "(only)", error)  # noqa: TRY400 - one line
-            self._end_attempt(job, "not_sent", str(error))
+            end_attempt(job, datetime.now(UTC), "not_sent", str(error))
             self._withdraw(job)
             gate_t = self._schedule.back_off(account, anyio.current_time())
             self._announce_lane("gate_shut", account, wait_s=gate_t - anyio.current_time(), reason=str(error))
             self._requeue(job)
             return None
         if job.cancelling is not None or job.is_settled:
-            self._end_attempt(job, "not_sent", "cancelled before it left")
+            end_attempt(job, datetime.now(UTC), "not_sent", "cancelled before it left")
             self._withdraw(job)
-            self._settle(job, self._cancelled(job, "it was cancelled before its request left"))
+            self._settle(job, cancelled(job, "it was cancelled before its request left"))
             return None
         self._tell(job, "sent")
         return sent
@@ -803,8 +755,8 @@ class CloneQueue:
                 # The next clone leaves first; whoever waits for this one has waited a minute already.
                 self._schedule.free_place(job, sent.account)
                 self._turn()
-                self._measure(anyio.current_time() - sent.t)
-                self._end_attempt(job, "cloned", status_code=verdict.status_code)
+                self._pace.note(anyio.current_time() - sent.t)
+                end_attempt(job, datetime.now(UTC), "cloned", status_code=verdict.status_code)
                 await self._got_voice(job, sent.account, voice.on(sent.account or None))
                 return
             verdict = Unknown("the answer has no voice_id", verdict.status_code)
@@ -812,12 +764,14 @@ class CloneQueue:
             case Unknown():
                 await self._look_for_voice(job, sent, verdict)
             case NotSent():
-                self._end_attempt(job, "not_sent", verdict.detail)
+                end_attempt(job, datetime.now(UTC), "not_sent", verdict.detail)
                 self._withdraw(job)
                 self._wait_for_remote(job, sent.account, _replies.error_from(verdict))
             case Refused():  # pragma: no branch - there are no others
                 pace = verdict.scope is Scope.PACE
-                self._end_attempt(job, "not_accepted" if pace else "refused", verdict.detail, verdict.status_code)
+                end_attempt(
+                    job, datetime.now(UTC), "not_accepted" if pace else "refused", verdict.detail, verdict.status_code
+                )
                 self._apply_refusal(job, sent.account, verdict)
 
     def _withdraw(self, job: Job) -> None:
@@ -845,13 +799,15 @@ class CloneQueue:
         except ApiError as error:
             job.surplus += (voice,)
             message = f"it was cancelled, but its voice {voice.voice_id} could not be deleted: {error}"
-            self._settle(job, self._cancelled(job, message, voice_may_exist=True))
+            self._settle(job, cancelled(job, message, voice_may_exist=True))
         else:
-            self._settle(job, self._cancelled(job, "it was cancelled, and its voice was deleted"))
+            self._settle(job, cancelled(job, "it was cancelled, and its voice was deleted"))
 
     async def delete(self, voice_id: str, account: str | None) -> None:
         """Delete a voice, and note that its account has a slot again."""
-        await self._transport.ask(lambda generation: _endpoints.delete_voice(generation, voice_id, account or None))
+        await self._transport.ask(
+            lambda generation: _endpoints.delete_voice(generation, voice_id, account or None), needs_json=False
+        )
         self.reopen(account, only_slots=True)
 
     # --- refusals ----------------------------------------------------------------------------------------------------
@@ -875,7 +831,7 @@ class CloneQueue:
                 if self._can_upload_again(job, account, refused):
                     self._requeue(job)
                 elif not job.is_settled:
-                    self._settle(job, self._refusal(job, refused))
+                    self._settle(job, refusal(job, refused))
 
     def _slow_down(self, job: Job, account: str, refused: Refused) -> None:
         now_t = anyio.current_time()
@@ -886,9 +842,12 @@ class CloneQueue:
         is_wanted = not job.is_settled and job.cancelling is None
         if is_wanted and job.deadline_t is not None and gate_t > job.deadline_t and not self._can_move(job):
             message = f"the remote asks for {wait_s:.0f} s of patience, which is more than its deadline leaves"
-            self._settle(job, self._out_of_time(job, "deadline_s", message, retry_after_s=wait_s))
+            self._settle(job, out_of_time(job, "deadline_s", message, retry_after_s=wait_s))
             return
         self._requeue(job)
+        if wait_s > LONG_WAIT_S:
+            for staged in self._schedule.movable(account, now_t):
+                self._unstage(staged)
 
     def _can_move(self, job: Job) -> bool:
         now_t = anyio.current_time()
@@ -912,9 +871,9 @@ class CloneQueue:
         if job.is_settled or job.state is JobState.QUEUED:
             return
         if job.cancelling is not None:
-            self._settle(job, self._cancelled(job, "it was cancelled; no voice was made"))
+            self._settle(job, cancelled(job, "it was cancelled; no voice was made"))
         elif self._is_closing:
-            self._settle(job, self._cancelled(job, "the client was closed; no voice was made"))
+            self._settle(job, cancelled(job, "the client was closed; no voice was made"))
         else:
             advance(job, Step.REQUEUE)
             job.account = job.pinned
@@ -930,14 +889,14 @@ class CloneQueue:
         gate_t = self._schedule.back_off(account, now_t)
         self._announce_lane("gate_shut", account, wait_s=gate_t - now_t, reason=error.message)
         if not job.is_settled and now_t - since_t >= self._settings.unreachable_after_s:
-            self._settle(job, self._refusal(job, _replies.refused_from(error), safe_to_retry=True))
+            self._settle(job, refusal(job, _replies.refused_from(error), safe_to_retry=True))
         else:
             self._requeue(job)
 
     def _stop_everything(self, refused: Refused) -> None:
         """401 or 402: every call would be refused, so nothing that waits is sent, and all who wait are told."""
         for job in [job for job in self._jobs.values() if job.state not in OCCUPYING_STATES]:
-            self._end_or_leave(job, self._refusal(job, refused))
+            self._end_or_leave(job, refusal(job, refused))
 
     # --- in doubt ----------------------------------------------------------------------------------------------------
 
@@ -958,16 +917,16 @@ class CloneQueue:
                     case Found():
                         await self._adopt(job, sent, state, unknown)
                     case Absent():
-                        self._end_attempt(job, "absent", unknown.detail, unknown.status_code)
+                        end_attempt(job, datetime.now(UTC), "absent", unknown.detail, unknown.status_code)
                         self._was_absent(job, unknown)
                     case Unclear():  # pragma: no branch - there are no others
-                        self._end_attempt(job, "unknown", unknown.detail, unknown.status_code)
+                        end_attempt(job, datetime.now(UTC), "unknown", unknown.detail, unknown.status_code)
                         message = f"{unknown.detail}; and the voices cannot be listed: {state.reason}"
-                        self._settle(job, self._unknown(job, message, unknown))
+                        self._settle(job, unknown_outcome(job, message, unknown))
                         await anyio.sleep_until(evidence.settles_t)
 
     async def _adopt(self, job: Job, sent: _Sent, found: Found, unknown: Unknown) -> None:
-        self._end_attempt(job, "adopted", unknown.detail, unknown.status_code)
+        end_attempt(job, datetime.now(UTC), "adopted", unknown.detail, unknown.status_code)
         if found.others:
             for other in found.others:
                 self._witness.claim(sent.account, other)
@@ -990,7 +949,7 @@ class CloneQueue:
             unknown.status_code,
             unknown.code,
         )
-        self._settle(job, self._refusal(job, refused))
+        self._settle(job, refusal(job, refused))
 
     # --- endings -----------------------------------------------------------------------------------------------------
 
@@ -1001,7 +960,7 @@ class CloneQueue:
         if job.state in OCCUPYING_STATES:
             job.cancelling = voice
             return
-        self._settle(job, self._cancelled(job, "it was cancelled before its request left"))
+        self._settle(job, cancelled(job, "it was cancelled before its request left"))
         self._turn()
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
@@ -1033,62 +992,10 @@ class CloneQueue:
             forget_t = anyio.current_time() + self._settings.keep_s
             heapq.heappush(self._forgettable, (forget_t, job.seq, job.key))
             self._wake_by(forget_t)
-        self._tell(job, job.state.value, **_told_of(outcome))
+        self._tell(job, job.state.value, **told_of(outcome))
         _call_watchers(job)
 
-    def _end_attempt(self, job: Job, verdict: str, detail: str = "", status_code: int | None = None) -> None:
-        *earlier, last = job.history
-        ended = replace(last, ended_at=datetime.now(UTC), verdict=verdict, detail=detail, status_code=status_code)
-        job.history = (*earlier, ended)
-
-    # --- what is said of a job -------------------------------------------------------------------------------------
-
-    def _facts(self, job: Job) -> dict[str, Any]:
-        return {
-            "job_id": job.id,
-            "account": job.account or None,
-            "voice_name": job.request.voice_name,
-            "attempts": job.attempts,
-        }
-
-    def _refusal(self, job: Job, refused: Refused, *, safe_to_retry: bool | None = None) -> CloneError:
-        if job.cancelling is not None:
-            return self._cancelled(job, f"it was cancelled; no voice was made: {refused.detail}")
-        return refused.error(
-            refused.detail,
-            **self._facts(job),
-            status_code=refused.status_code,
-            code=refused.code,
-            safe_to_retry=refused.safe_to_retry if safe_to_retry is None else safe_to_retry,
-            retry_after_s=refused.retry_after_s,
-        )
-
-    def _unknown(self, job: Job, message: str, unknown: Unknown | None = None) -> CloneOutcomeUnknown:
-        return CloneOutcomeUnknown(
-            message,
-            **self._facts(job),
-            status_code=unknown.status_code if unknown else None,
-            code=unknown.code if unknown else None,
-            voice_may_exist=True,
-        )
-
-    def _cancelled(self, job: Job, message: str, *, voice_may_exist: bool = False) -> CloneCancelled:
-        facts = self._facts(job)
-        return CloneCancelled(message, **facts, voice_may_exist=voice_may_exist, safe_to_retry=not voice_may_exist)
-
-    def _out_of_time(
-        self, job: Job, clock: str, message: str = "", retry_after_s: float | None = None
-    ) -> DeadlineExceeded:
-        may_exist = job.state in OCCUPYING_STATES and not message
-        told = "its request is in progress, and may yet make a voice" if may_exist else "no voice was made"
-        return DeadlineExceeded(
-            f"{clock} ran out: {message or told}",
-            clock=clock,
-            **self._facts(job),
-            voice_may_exist=may_exist,
-            safe_to_retry=not may_exist,
-            retry_after_s=retry_after_s,
-        )
+    # --- what is told ------------------------------------------------------------------------------------------------
 
     def _tell(self, job: Job, kind: str, **detail: Any) -> None:
         """One event, and one line in the log; neither is made if nobody listens."""
@@ -1108,56 +1015,25 @@ class CloneQueue:
     def statistics(self) -> Statistics:
         """Return a picture of the queue as it is now."""
         now_t = anyio.current_time()
-        lanes = tuple(
-            LaneStatistics(
-                account=lane.account or None,
-                limit=lane.limit,
-                in_progress=len(lane.places),
-                staged=lane.staged,
-                waiting=len(lane.waiting),
-                gate_s=max(0.0, lane.gate_t - now_t),
-                closed_by=lane.closed_by.detail if lane.closed_by else None,
-            )
-            for lane in self._schedule.lanes.values()
-        )
         return Statistics(
-            jobs=dict(self._counts + Counter(job.state for job in self._jobs.values())),
+            jobs=count_states(self._counts, self._jobs.values()),
             pooled=len(self._schedule.pool),
-            lanes=lanes,
+            lanes=tuple(picture_of_lane(lane, now_t) for lane in self._schedule.lanes.values()),
             uploads=self.uploads.count,
             generation=self._transport.generation.name,
-            mean_clone_s=self._mean_clone_s,
+            mean_clone_s=self._pace.mean_clone_s,
         )
 
     def position(self, job: Job) -> int | None:
         """Count the jobs that go before this one."""
-        if job.is_settled or job.state in OCCUPYING_STATES:
-            return None
-        return sum(
-            1
-            for other in self._jobs.values()
-            if other < job
-            and other.state not in OCCUPYING_STATES
-            and (other.pinned == job.pinned or None in {other.pinned, job.pinned})
-        )
+        return position_of(job, self._jobs.values())
 
     def eta_s(self, job: Job) -> float | None:
         """Estimate the seconds until this job will have ended."""
-        if job.is_settled:
-            return 0.0
-        position = self.position(job)
-        return self._backlog_s((position or 0) + 1)
+        return 0.0 if job.is_settled else self._backlog_s((self.position(job) or 0) + 1)
 
     def _backlog_s(self, count: int) -> float | None:
-        places = sum(lane.limit for lane in self._schedule.lanes.values() if lane.closed_by is None)
-        if not places:
-            return None
-        rounds = -(-count // places)
-        return rounds * (self._mean_clone_s or TYPICAL_CLONE_S)
-
-    def _measure(self, clone_s: float) -> None:
-        mean = clone_s if self._mean_clone_s is None else self._mean_clone_s
-        self._mean_clone_s = mean + 0.2 * (clone_s - mean)
+        return self._pace.backlog_s(count, self._schedule.lanes.values())
 
     def announce_generation(self, generation: str) -> None:
         """Tell that the client went on with another generation of endpoints."""
@@ -1182,13 +1058,3 @@ def _call_watchers(job: Job) -> None:
     watchers, job.watchers = job.watchers or (), None
     for watcher in watchers:
         watcher()
-
-
-def _broken(reason: str) -> Refused:
-    return Refused(AccountUnavailable, Scope.ACCOUNT, reason, _replies.ACCOUNT_ERROR_STATUS)
-
-
-def _told_of(outcome: Outcome) -> dict[str, Any]:
-    if isinstance(outcome, VoiceInfo):
-        return {"voice_id": outcome.voice_id}
-    return {"error": type(outcome).__name__, "status_code": outcome.status_code, "reason": outcome.message}

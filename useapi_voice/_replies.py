@@ -204,16 +204,22 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LONGEST_DETAIL = 300
 
 
-def interpret(answer: Answer) -> Verdict:
+def interpret(answer: Answer, *, needs_json: bool = True) -> Verdict:
     """
     Decide what an answer to any call means.
 
     The order matters: a voice-slot refusal wherever it hides, then what the envelope says, then the status.
+
+    Args:
+        answer: What came back, if anything did.
+        needs_json: Whether success without JSON is none; the body of delete-voice's 200 is not documented [X24, X26].
     """
     if isinstance(answer, NoReply):
         return Unknown(answer.reason, answer.status) if answer.was_sent else NotSent(answer.reason)
     payload = _decode(answer.body)
     if answer.status in _SUCCESS:
+        if payload is None and not needs_json and not _is_html(answer):
+            return Done(None, answer.status)
         return _interpret_success(answer, payload)
     return _interpret_failure(answer, payload)
 

@@ -29,6 +29,8 @@ from ._replies import Refused, Scope
 ANY_ACCOUNT: Final = ""
 """The lane of jobs whose account nobody could name: with a single account the remote needs none [D C24, U24]."""
 LOOKAHEAD: Final = 2
+MOST_STAGED: Final = 12
+"""Jobs staged at the most, where voice names that are in progress block some of them."""
 """Jobs staged ahead of a lane's free places."""
 SUCCESSES_TO_RAISE: Final = 3
 """Successes in a row, at the lower limit, before a lane that was told to slow down tries two at once again."""
@@ -272,6 +274,14 @@ class Schedule:
             lane.unreachable_wait_s = min(LONGEST_UNREACHABLE_WAIT_S, 2 * lane.unreachable_wait_s)
         return lane.gate_t
 
+    def movable(self, account: str, now_t: float) -> list[Job]:
+        """Return the staged jobs of a lane whose gate is shut that would be served sooner elsewhere."""
+        lane = self.lanes[account]
+        others = (other for other in self.lanes.values() if other is not lane and other.serves_pool)
+        if not any(other.is_open(now_t) for other in others):
+            return []
+        return [job for jobs in (lane.uploading, lane.ready) for job in jobs.values() if job.pinned is None]
+
     def close_lane(self, account: str, reason: Refused, look_again_t: float) -> list[Job]:
         """
         Take an account out, because it refuses everything (596, 412) or has no slot.
@@ -372,7 +382,12 @@ class Schedule:
 
     def _wants_job(self, lane: Lane) -> bool:
         has_work = bool(lane.waiting) or (lane.serves_pool and bool(self.pool))
-        return has_work and lane.staged < max(0, lane.limit - self._occupied(lane)) + LOOKAHEAD
+        room = max(0, lane.limit - self._occupied(lane)) + LOOKAHEAD
+        if not has_work or lane.staged < room:
+            return has_work
+        # Jobs of one name go one after the other: a few of them at the front must not keep a second place empty.
+        names = {_name(job) for jobs in (lane.uploading, lane.ready) for job in jobs.values()}
+        return lane.staged < MOST_STAGED and len(names - set(lane.names)) < room
 
     def _next_to_move(self, now_t: float) -> Stage | None:
         """Rule 3: an idle lane, and the least urgent of the staged jobs of the lane that has most without a place."""

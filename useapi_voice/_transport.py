@@ -284,6 +284,7 @@ class Transport:
         tries: int = 4,
         longest_wait_s: float = LONGEST_WAIT_S,
         waits_out_pace: bool = True,
+        needs_json: bool = True,
     ) -> Any:
         """
         Send a call that may be repeated until it succeeds, and return its decoded body.
@@ -294,13 +295,14 @@ class Transport:
             tries: How often at the most.
             longest_wait_s: A longer `Retry-After` than this is an error, never a shorter wait.
             waits_out_pace: Whether 429 is waited out here, instead of being left to an account's gate.
+            needs_json: Whether success without a JSON body is none.
 
         Raises:
             ApiError: The most specific kind, when the remote refused or kept failing.
         """
         attempt = 1
         while True:
-            verdict = interpret(await self.route(build, body=body))
+            verdict = interpret(await self.route(build, body=body), needs_json=needs_json)
             if isinstance(verdict, Done):
                 return verdict.payload
             wait_s = _pause_before_retry(verdict, attempt, waits_out_pace=waits_out_pace)

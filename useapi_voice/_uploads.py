@@ -103,7 +103,8 @@ class Uploads:
                 flight.uploaded = uploaded = await self._send(inspected, account)
                 self._store.uploaded(account, sha256, uploaded.file_id)
             else:
-                flight.uploaded = uploaded = UploadedSample(fileID=file_id, account=account or None)
+                known = {"fileID": file_id, "account": account or None}
+                flight.uploaded = uploaded = UploadedSample.model_validate(known)
             return uploaded
         finally:
             # One that failed is forgotten, so that the next to ask tries again.

@@ -63,8 +63,8 @@ def sandbox(sandbox_of: MakeSandbox) -> Sandbox:
 def cli() -> Cli:
     """Return a function that runs a command in this process."""
 
-    def invoke(*args: object, input: str | None = None) -> Result:
-        result = CliRunner().invoke(app, [str(arg) for arg in args], input=input)
+    def invoke(*args: object) -> Result:
+        result = CliRunner().invoke(app, [str(arg) for arg in args])
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         assert "Traceback" not in result.output
         assert "user:4242-" not in result.output.replace("user:4242-minimax", "")

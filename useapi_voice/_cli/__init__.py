@@ -269,7 +269,12 @@ def sandbox(
     debug: Debug = False,
 ) -> None:
     """Serve the API in a box until Ctrl-C, and print what to set to use it."""
-    run(_sandbox.run, _sandbox.Plan(accounts, clone_s, slots, host, port, faults), debug=debug)
+    run(
+        _sandbox.run,
+        _sandbox.Plan(accounts, clone_s, slots, host, port, faults),
+        debug=debug,
+        stopped="Sandbox stopped.",
+    )
 
 
 app.add_typer(voices_app, name="voices")

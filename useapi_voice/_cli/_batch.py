@@ -102,12 +102,13 @@ async def enlist(client: VoiceClient, rows: Sequence[Row], source: Path) -> Batc
         jobs[index] = job
     batch.items = [Item(job, row.where, row.line) for job, row in zip(jobs, rows, strict=True)]
     if earlier > len(again):
-        batch.notes.append(f"{count(earlier - len(again), 'job')} of an earlier run had ended already")
+        batch.notes.append(f"{count(earlier - len(again), 'job')} ended in an earlier run")
     if again:
-        batch.notes.append(f"{count(len(again), 'job')} that failed for a passing reason go again")
+        what = f"{count(len(again), 'job')} that failed for a reason that may have passed"
+        batch.notes.append(f"{what} {'goes' if len(again) == 1 else 'go'} again")
     others = [Item(job) async for job in _others(client, {item.job.id for item in batch.items})]
     if others:
-        batch.notes.append(f"{count(len(others), 'job')} of the store are not in {shown(source)}, and go on too")
+        batch.notes.append(f"going on too: {count(len(others), 'job')} of the store, not in {shown(source)}")
     batch.items += others
     return batch
 
@@ -223,7 +224,7 @@ class _Brake:
         """Start nothing new; pulled twice, wait for nothing either."""
         if self.tally.stopped_by:
             if reason == "interrupt":
-                self.painter.note(f"Stopped at once; clones in progress are looked for when it goes on. {self.again}")
+                self.painter.note("Stopped at once; what was in progress is looked for first by the next run.")
                 self.tally.stopped_by = "interrupt"
                 self.tasks.cancel_scope.cancel()
             return
@@ -239,8 +240,8 @@ class _Brake:
         most_s = max(1.0, CLONE_TIMEOUT_S - youngest_s)
         mean_s = self.client.statistics().mean_clone_s
         usual = f", likely {span(max(1.0, mean_s - youngest_s))}" if mean_s and not self.board.is_looking else ""
-        what = f"{count(self.board.in_flight, 'clone')} in progress"
-        return f"{head}: {what} may end first, in {span(most_s)} at most{usual}; Ctrl-C stops at once. {self.again}"
+        what = f"waiting for {count(self.board.in_flight, 'clone')} in progress, {span(most_s)} at most{usual}"
+        return f"{head}: {what}; Ctrl-C stops at once. {self.again}"
 
     async def _drain(self) -> None:
         await self.client.drain()

@@ -173,7 +173,8 @@ def _account_faults(rows: Iterable[Row], known: Known) -> list[RowFault]:
 
 def _nearest(wanted: str, there: Sequence[str]) -> str:
     by_folded = {name.casefold(): name for name in there}
-    near = difflib.get_close_matches(wanted.casefold(), by_folded, n=3, cutoff=0.5)
+    same = [wanted.casefold()] if wanted.casefold() in by_folded else []
+    near = same or difflib.get_close_matches(wanted.casefold(), by_folded, n=3)
     if near:
         return f"did you mean {' or '.join(repr(shown(by_folded[name])) for name in near)}?"
     return f"there are {names(sorted(there), 8)}"

@@ -165,13 +165,21 @@ def alone(error: BaseException) -> BaseException:
     return error
 
 
-def run(work: Callable[[*Ts], Awaitable[ExitCode]], *args: *Ts, debug: bool = False) -> NoReturn:
-    """Run a command to its end, and exit: the only way out of all of them."""
+def run(work: Callable[[*Ts], Awaitable[ExitCode]], *args: *Ts, debug: bool = False, stopped: str = "") -> NoReturn:
+    """
+    Run a command to its end, and exit: the only way out of all of them.
+
+    Args:
+        work: The command.
+        args: What it is given.
+        debug: Whether to show the traceback of an error.
+        stopped: What to say when Ctrl-C is how it is meant to end.
+    """
     try:
         code = anyio.run(work, *args)
     except KeyboardInterrupt:
-        say("Interrupted.")
-        code = ExitCode.INTERRUPTED
+        say(stopped or "Interrupted.")
+        code = ExitCode.OK if stopped else ExitCode.INTERRUPTED
     except Exception as caught:
         if isinstance(caught, OSError) and caught.errno == errno.EPIPE:
             # Whoever read our output has gone, as `head` does: typer ends quietly.

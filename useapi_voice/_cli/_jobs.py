@@ -11,7 +11,6 @@ from .._client import VoiceClient
 from .._errors import CloneError, Fault
 from .._events import CloneJob
 from .._jobs import TERMINAL_STATES, JobState
-from .._models import CloneRequest, Sample
 from .._samples import SampleBook
 from ._batch import LOUD, Batch, Style, Tally, _ending, _others, follow, tell
 from ._connect import Remote, connected
@@ -137,14 +136,13 @@ async def _resubmit(client: VoiceClient, plan: Retry) -> tuple[Batch, list[str]]
             if isinstance(outcome, CloneError) and outcome.voice_may_exist and not plan.unknown:
                 unknown += 1
                 continue
-            fault = await _sample_fault(job.request, book)
-            if fault is not None:
-                gone.append(f"{shown(job.request.voice_name)}: left as it is: {fault}")
+            trouble = await _what_is_gone(job, book)
+            if trouble:
+                gone.append(f"{shown(job.request.voice_name)} is left as it is: {shown(trouble, 300)}.")
                 continue
-            request = _with_copies(job)
             # One by one: should this process end in between, no more than one failed job is lost.
             await client.forget(job)
-            batch.items.append(Item(await client.submit(request, key=job.key)))
+            batch.items.append(Item(await client.submit(job.request, key=job.key)))
     if unknown:
         batch.notes.append(
             f"{count(unknown, 'job')} left alone: a voice may exist. Look for it (useapi-voice voices list); "
@@ -161,25 +159,10 @@ def _is_wanted(job: CloneJob, wanted: Sequence[str]) -> bool:
     return any(name in {job.key, job.id} or job.id.startswith(name) for name in wanted)
 
 
-async def _sample_fault(request: CloneRequest, book: SampleBook) -> Fault | None:
-    places = [(sample, "samples") for sample in request.samples]
-    answers = await book.inspect_all(places)
-    return next((answer for answer in answers if isinstance(answer, Fault)), None)
-
-
-def _with_copies(job: CloneJob) -> CloneRequest:
-    """Take out of the store what only the store has: it goes with the job that is forgotten."""
-    prints = job._job.fingerprints
-    samples = [
-        Sample(Path(sample.path).read_bytes(), name=sample.name) if sample.path and mark.path is None else sample
-        for sample, mark in zip(job.request.samples, prints, strict=True)
-    ]
-    request = job.request
-    return CloneRequest(
-        voice_name=request.voice_name,
-        language_tag=request.language_tag,
-        samples=samples,
-        files=request.files,
-        account=request.account,
-        need_noise_reduction=request.need_noise_reduction,
-    )
+async def _what_is_gone(job: CloneJob, book: SampleBook) -> str:
+    """Say why a job cannot go again; empty where it can."""
+    if any(mark.path is None for mark in job._job.fingerprints):
+        return "its samples were handed in by a program, and are not kept once a job has ended: submit it there"
+    answers = await book.inspect_all([(sample, "samples") for sample in job.request.samples])
+    fault = next((answer for answer in answers if isinstance(answer, Fault)), None)
+    return "" if fault is None else f"{fault.message}: put it back, and try again"

@@ -131,8 +131,8 @@ def read(source: Path, *, language: str | None = None, account: str | None = Non
     try:
         is_folder = source.is_dir()
         content = b"" if is_folder else _read_bytes(source)
-    except (OSError, ValueError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {_reason(error)}"
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         message = f"{shown(source)} {reason}. Give a manifest (CSV or JSON Lines) or a folder of recordings."
         raise CliError(ExitCode.USAGE, message) from error
     if is_folder:
@@ -155,10 +155,6 @@ def _read_bytes(source: Path) -> bytes:
     if len(content) > LARGEST_BYTES:
         raise OSError(errno.EFBIG, f"it is larger than {LARGEST_BYTES // 2**20} MiB, which no manifest is")
     return content
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
@@ -235,10 +231,12 @@ def _read_table(manifest: Manifest, content: bytes, language: str | None, accoun
 def _decode(manifest: Manifest, content: bytes) -> str | None:
     """Return the text, or note why it is none."""
     name = manifest.source.name
-    if content[:3] == b"ID3" or (content[:4] == b"RIFF" and content[8:12] == b"WAVE"):
+    is_utf_16 = content[:2] in {b"\xff\xfe", b"\xfe\xff"}
+    is_frame = content[:1] == b"\xff" and content[1:2] >= b"\xe0" and not is_utf_16
+    if content[:3] == b"ID3" or is_frame or (content[:4] == b"RIFF" and content[8:12] == b"WAVE"):
         manifest.blame(1, f"{name}:1", "file", "it is a recording", "give the folder that it is in, or a manifest")
         return None
-    encoding = "utf-16" if content[:2] in {b"\xff\xfe", b"\xfe\xff"} else "utf-8-sig"
+    encoding = "utf-16" if is_utf_16 else "utf-8-sig"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .._client import VoiceClient
 from .._errors import ApiError, AuthenticationError, SubscriptionError
-from .._queue import TYPICAL_CLONE_S
+from .._pictures import TYPICAL_CLONE_S
 from ._check import Known, Samples, check
 from ._clone import tell_faults
 from ._connect import connected, rehearsal, store_of

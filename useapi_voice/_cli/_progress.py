@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from statistics import median
 from typing import Final, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
@@ -16,7 +17,8 @@ from rich.text import Text
 
 from .._events import CloneJob
 from .._jobs import OCCUPYING_STATES, TERMINAL_STATES, Event, JobState
-from .._queue import TYPICAL_CLONE_S, LaneStatistics, Statistics
+from .._pictures import TYPICAL_CLONE_S, LaneStatistics, Statistics
+from ._connect import SETTLE_AFTER_S
 from ._text import count, put_json, say, shown, span
 
 LINE_EVERY_S: Final = 30.0
@@ -61,6 +63,7 @@ class Board:
     Attributes:
         items: By job id.
         statistics: Asks the client.
+        measured_s: What a clone took in earlier runs; `None` if there were none.
         stopping: What is said while the batch is being stopped; empty while it is not.
     """
 
@@ -70,12 +73,15 @@ class Board:
     done: int = 0
     failed: int = 0
     stopping: str = ""
+    measured_s: float | None = None
     started_t: float = field(default_factory=time.monotonic)
     _in_flight: dict[str, _InFlight] = field(default_factory=dict)
     _reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._count()
+        took = [took_s for item in self.items.values() if (took_s := _took_s(item.job)) is not None]
+        self.measured_s = median(took) if took else None
 
     def _count(self) -> None:
         """Look at all jobs, as they are at this moment."""
@@ -150,7 +156,10 @@ class Board:
         if not places:
             return None
         left = self.total - self.done - self.failed
-        return -(-left // places) * (statistics.mean_clone_s or TYPICAL_CLONE_S)
+        clone_s = statistics.mean_clone_s or self.measured_s or TYPICAL_CLONE_S
+        # A lost answer is looked for until it is certain that there is none.
+        looking_s = [SETTLE_AFTER_S - _age_s(one.since) for one in self._in_flight.values() if one.is_looking]
+        return max(-(-left // places) * clone_s, *looking_s, 0.0)
 
     def outlook(self) -> str:
         """Say in a few words when it will be over."""
@@ -160,7 +169,8 @@ class Board:
         eta_s = self.eta_s(statistics)
         if eta_s is None:
             return "asking for the accounts" if not statistics.lanes else "no account can go on"
-        return f"about {span(eta_s)} left" + ("" if statistics.mean_clone_s else " (a guess, until one is measured)")
+        is_guess = not (statistics.mean_clone_s or self.measured_s)
+        return f"about {span(eta_s)} left" + (" (a guess, until one is measured)" if is_guess else "")
 
     def lanes(self) -> list[tuple[LaneStatistics, str, str]]:
         """Return each account with what is in flight and why it waits."""
@@ -183,9 +193,17 @@ def _age_s(since: datetime) -> float:
     return max(0.0, (datetime.now(UTC) - since).total_seconds())
 
 
+def _took_s(job: CloneJob) -> float | None:
+    """How long the clone took that made its voice, where its answer came."""
+    last = job.history[-1] if job.history else None
+    if last is None or last.verdict != "cloned" or last.ended_at is None:
+        return None
+    return (last.ended_at - last.sent_at).total_seconds()
+
+
 def _flying(flying: Sequence[_InFlight], places: int) -> str:
     told = [
-        f"{one.name} {round(_age_s(one.since))} s" + (", answer lost: looking for it" if one.is_looking else "")
+        f"{one.name} {round(_age_s(one.since))} s" + (" (answer lost)" if one.is_looking else "")
         for one in flying[:NAMES_SHOWN]
     ]
     if len(flying) > NAMES_SHOWN:
@@ -335,10 +353,12 @@ class Terminal(_Plain):
 
     def _lanes(self) -> Table:
         table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, justify="right")
+        # Without a least width, a long third column would squeeze the first two to nothing.
+        lanes = self.board.lanes()
+        table.add_column(no_wrap=True, min_width=max((len(_account(lane.account)) for lane, _, _ in lanes), default=0))
+        table.add_column(no_wrap=True, justify="right", min_width=3)
         table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
-        for lane, flying, why in self.board.lanes():
+        for lane, flying, why in lanes:
             told = Text.assemble((flying, ""), " · " if flying and why else "", (why, "yellow"))
             limit = 0 if lane.closed_by else lane.limit
             table.add_row(Text(_account(lane.account)), f"{lane.in_progress}/{limit}", told)
@@ -395,9 +415,8 @@ def in_words(event: Event, board: Board) -> str:
 def _job_in_words(event: Event, item: Item, progress: str) -> str:
     match event.kind:
         case JobState.CLONED:
-            attempt = item.job.history[-1] if item.job.history else None
-            ended = attempt.ended_at if attempt else None
-            took = f" in {span((ended - attempt.sent_at).total_seconds())}" if attempt and ended else ""
+            took_s = _took_s(item.job)
+            took = "" if took_s is None else f" in {span(took_s)}"
             return f"{progress} {item.label}: cloned{took}: {shown(event.detail['voice_id'], 120)}"
         case JobState.REFUSED | JobState.UNKNOWN | JobState.EXPIRED | JobState.CANCELLED:
             reason = shown(event.detail.get("reason", ""), 300)

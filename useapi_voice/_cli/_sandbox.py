@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-import anyio
-
 from ..sandbox import Sandbox, serve
 from ._connect import misbehave
 from ._exit import CliError, ExitCode
-from ._text import count, put, say
+from ._text import count, put
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,4 @@ async def run(plan: Plan) -> ExitCode:
     except OSError as error:
         message = f"Cannot listen on {plan.host} port {plan.port}: {error.strerror or error}"
         raise CliError(ExitCode.USAGE, f"{message}. Choose another --port, or 0 for any free one.") from error
-    except anyio.get_cancelled_exc_class():
-        say("Sandbox stopped.")
-        raise
-    raise AssertionError("it serves until it is cancelled")  # pragma: no cover - for type checkers
+    return ExitCode.OK  # pragma: no cover - it serves until it is cancelled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import typer
@@ -14,10 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 LONGEST_SHOWN: Final = 80
+LONGEST_PATH: Final = 1000
 
 
-def shown(text: object, most: int = LONGEST_SHOWN) -> str:
+def shown(text: object, most: int | None = None) -> str:
     """Return text of a user's or the remote's on one line, without what could steer a terminal, and not endless."""
+    if most is None:
+        # Half a path is of no use to anybody.
+        most = LONGEST_PATH if isinstance(text, Path) else LONGEST_SHOWN
     # Cut first: a cell may hold megabytes.
     raw = str(text)
     cut = raw if len(raw) <= most else raw[: most - 1] + "…"

@@ -24,7 +24,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -156,7 +156,8 @@ _PAUSE: Final = "INSERT OR REPLACE INTO pauses VALUES (?, ?)"
 _DROP_PAUSES: Final = "DELETE FROM pauses WHERE until_at <= ?"
 _PAUSES: Final = "SELECT account, until_at FROM pauses"
 
-_MARK: Final = "UPDATE life SET is_closed = ?"
+_MARK_OPEN: Final = "UPDATE life SET is_closed = 0"
+_MARK_CLOSED: Final = "UPDATE life SET is_closed = 1"
 _IS_CLOSED: Final = "SELECT is_closed FROM life"
 
 # --- operations ------------------------------------------------------------------------------------------------------
@@ -747,6 +748,7 @@ class _File:
     def _begin(self, connection: Connection, version: int) -> Recovered:
         if version == 0:
             os.chmod(self.path, 0o600)  # noqa: PTH101 - an empty file may have been there before
+        connection.execute("PRAGMA cache_size = -16000")  # 16 MB, so that a large batch fits
         connection.execute("PRAGMA journal_mode = WAL")
         # Each commit is on the disk before it is reported: FULL, and on macOS past the drive's own cache.
         connection.execute("PRAGMA synchronous = FULL")
@@ -773,11 +775,13 @@ class _File:
         connection.execute(_DROP_PAUSES, (_text(datetime.now(UTC)),))
         recovered = self._load(connection)
         self._spool.open(recovered.jobs)
-        connection.execute(_MARK, (0,))
+        connection.execute(_MARK_OPEN)
         return recovered
 
     def _load(self, connection: Connection) -> Recovered:
-        jobs = [self.decode(_row(values)) for values in connection.execute(_UNSETTLED)]
+        # Closed even if a job makes no sense: a query that is left open would keep the file from being let go.
+        with closing(connection.execute(_UNSETTLED)) as found:
+            jobs = [self.decode(_row(values)) for values in found]
         last_seq = connection.execute(_LAST_SEQ).fetchone()
         accounts = {job.account for job in jobs if job.state in OCCUPYING_STATES and job.account is not None}
         baselines = {account: self._baseline(connection, account) for account in sorted(accounts)}
@@ -803,12 +807,12 @@ class _File:
                 return
             # While the file is held: a later owner's copies are no concern of ours.
             self._spool.sweep(0)
-            try:
-                # First, so that there is room in the log for the last note, even on a full disk.
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                self._connection.execute(_MARK, (1,))
-            except sqlite3.Error as error:
-                logger.warning("%s; its log is left for the next owner", self.explain("closing it", error))
+            # The log is merged first, so that there is room in it for the last note, even on a full disk.
+            for query in ("PRAGMA wal_checkpoint(TRUNCATE)", _MARK_CLOSED):
+                try:
+                    self._connection.execute(query).fetchone()
+                except sqlite3.Error as error:
+                    logger.warning("%s; its log is left for the next owner", self.explain("closing it", error))
             self._connection.close()
             self._connection = None
 
@@ -865,15 +869,16 @@ class _File:
         if isinstance(error, StoreError):
             return error
         if isinstance(error, sqlite3.Error):
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            reason = _REASONS.get(code, "")
+            code = getattr(error, "sqlite_errorcode", 0)
+            reason = _REASONS.get(code) or _REASONS.get(code & 0xFF, "")
         elif isinstance(error, OSError):
             reason = _SYSTEM_REASONS.get(error.errno or 0, "")
         else:
             reason = ""
-        reason = reason.format(path=self.path, directory=os.path.dirname(self.path))  # noqa: PTH120 - a string is
-        needed told = StoreError(f"{self.path} {reason or 'cannot be used'}: {what} failed ({error})") told.__cause__ =
-        error return told
+        reason = reason.format(path=self.path, directory=os.path.dirname(self.path))  # noqa: PTH120
+        told = StoreError(f"{self.path} {reason or 'cannot be used'}: {what} failed ({error})")
+        told.__cause__ = error
+        return told
 
 
 _DAMAGED: Final = "is damaged: restore a copy, or save what can be read with `sqlite3 {path} .recover`"
@@ -890,11 +895,12 @@ _REASONS: Final = {
     sqlite3.SQLITE_CANTOPEN: _PROTECTED,
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_IOERR_LOCK: f"{_PROTECTED}, and is a local one",
     sqlite3.SQLITE_IOERR: "cannot be read or written, as the disk fails: is it full, or gone?",
     sqlite3.SQLITE_NOTADB: "is no database: name another file, or move this one away",
     sqlite3.SQLITE_READONLY: _PROTECTED,
 }
-"""By SQLite's primary result code."""
+"""By SQLite's result code, in full or the primary one."""
 _SYSTEM_REASONS: Final = {
     errno.EACCES: _PROTECTED,
     errno.ENOENT: "cannot be made, as there is no directory {directory}: make it first",
