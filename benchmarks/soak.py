@@ -1,11 +1,11 @@
 """
-Does it hold for hours: clones over real sockets, a tenth of them struck by faults of every kind, callers cancelled at random.
+Does it hold for hours: clones over real sockets, a tenth of them struck by faults, callers cancelled at random.
 
-The sandbox runs in a process of its own and keeps the truth: clones and voices by name, and requests above the cap. Jobs come
-in waves; between waves all is quiet, and memory, tasks and connections are counted. Prints what was lost (a voice that nobody
-was told of, or one that was reported and is not there), doubled (two voices for one job) and breaches (three at once), and
-ends with status 1 unless all of that is 0 and nothing has grown. Times are scaled: a clone takes 0.02 to 0.05 s, and an answer
-that was lost is looked for during 1.5 s in place of 75 s.
+The sandbox runs in a process of its own and keeps the truth: clones and voices by name, and requests above the cap.
+Jobs come in waves; between waves all is quiet, and memory, tasks and connections are counted. Prints what was lost (a
+voice that nobody was told of, or one that was reported and is not there), doubled (two voices for one job) and breaches
+(three at once), and ends with status 1 unless all of that is 0 and nothing has grown. Times are scaled: a clone takes
+0.02 to 0.05 s, and an answer that was lost is looked for during 1.5 s in place of 75 s.
 
     python benchmarks/soak.py [--clones 3000] [--accounts 3] [--waves 10] [--fault-rate 0.1] [--seed 0] [--json FILE]
 """
@@ -83,7 +83,9 @@ class Told:
 async def soak(server: Server, options: argparse.Namespace) -> Told:
     told = Told()
     dice = random.Random(options.seed)
-    files: dict[str, str] = {name: server.ask(f"sandbox.add_sample(b'x', {name!r})") for name in server.ask("sandbox.accounts")}
+    files: dict[str, str] = {
+        name: server.ask(f"sandbox.add_sample(b'x', {name!r})") for name in server.ask("sandbox.accounts")
+    }
     tasks_before = len(asyncio.all_tasks())
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     async with (
@@ -107,7 +109,7 @@ async def soak(server: Server, options: argparse.Namespace) -> Told:
             ]
             await run_wave(client, requests, dice, told)
             # A job may have ended before its place is free.
-            while any(lane.in_progress for lane in client.statistics().lanes):
+            while any(lane.in_progress for lane in client.statistics().lanes):  # noqa: ASYNC110 - no event to wait for
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.05)
             gc.collect()
@@ -126,13 +128,16 @@ async def run_wave(client: VoiceClient, requests: list[CloneRequest], dice: rand
         deadline_s = 20.0 if dice.random() < 0.02 else None
         jobs.append(await client.submit(request, deadline_s=deadline_s, key=request.voice_name))
     callers = [asyncio.create_task(call(job)) for job in jobs]
+    soon_s = 0.02 * len(jobs)
     for job, caller in zip(jobs, callers, strict=True):
         chance = dice.random()
         if chance < 0.1:
-            asyncio.get_running_loop().call_later(dice.uniform(0, 10), caller.cancel)
+            asyncio.get_running_loop().call_later(dice.uniform(0, soon_s), caller.cancel)
         elif chance < 0.13:
             voice = "keep" if chance < 0.115 else "delete"
-            asyncio.get_running_loop().call_later(dice.uniform(0, 10), lambda job=job, voice=voice: job.cancel(voice=voice))
+            asyncio.get_running_loop().call_later(
+                dice.uniform(0, soon_s), lambda job=job, voice=voice: job.cancel(voice=voice)
+            )
     for caller in callers:
         with suppress(asyncio.CancelledError):
             await caller
@@ -182,9 +187,8 @@ def judge(server: Server, told: Told, options: argparse.Namespace) -> dict[str, 
     return {
         "lost": len(untold) + len(missing) + told.unsettled,
         "doubled": sum(count > 1 for count in made.values()) + (len(told.reported) - len(set(told.reported.values()))),
-        "breaches": server.ask("len(sandbox.breaches)") + sum(
-            most > 2 for most in server.ask("list(sandbox.max_parallel_seen.values())")
-        ),
+        "breaches": server.ask("len(sandbox.breaches)")
+        + sum(most > 2 for most in server.ask("list(sandbox.max_parallel_seen.values())")),
         "memory grown, bytes above what is allowed": max(0, grown - allowed),
         "tasks left": max(0, told.tasks[-1]) + max(0, told.tasks[-2] - told.tasks[0]),
         "connections left busy": told.connections[-1],

@@ -78,6 +78,11 @@ def finish(job: Job) -> VoiceInfo:
     )
 
 
+def size_of(path: str) -> int:
+    """Return how many bytes a file has."""
+    return Path(path).stat().st_size
+
+
 def rss_bytes() -> int:
     """Return what this process occupies now, where the system says so; 0 elsewhere."""
     try:
@@ -115,12 +120,11 @@ async def submit(path: str, count: int, batch: int) -> Result:
     seconds = time.perf_counter() - start
     grown = rss_bytes()
     await store.aclose()
-    size = Path(path).stat().st_size
     return {
         "seconds": seconds,
         "job_bytes": (made - before) / count,
         "store_bytes": (grown - made) / count,
-        "file_bytes": size / count,
+        "file_bytes": size_of(path) / count,
     }
 
 
@@ -178,7 +182,6 @@ async def reopen(path: str, finished: int, waiting: int) -> Result:
     recovered = await store.open()
     seconds = time.perf_counter() - start
     assert (len(recovered.jobs), recovered.last_seq) == (waiting, finished + waiting)
-    size = Path(path).stat().st_size
     start = time.perf_counter()
     connection = store._file._connection
     assert connection is not None
@@ -190,7 +193,7 @@ async def reopen(path: str, finished: int, waiting: int) -> Result:
     assert found is not None
     assert found.outcome is not None
     await store.aclose()
-    return {"seconds": seconds, "quick_check": check_s, "find_us": find_s * 1e6, "megabytes": size / 1e6}
+    return {"seconds": seconds, "quick_check": check_s, "find_us": find_s * 1e6, "megabytes": size_of(path) / 1e6}
 
 
 # --- each in a process of its own -------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """
 Places kept busy: 300 clones over three accounts, uploads needed, beside what a user would write without this library.
 
-The sandbox runs in a process of its own, takes 0.2 s for a clone, and counts at its end how busy each place was. The ideal
-is `ceil(n / places) * clone_s`: what the places allow if none is ever idle. Rivals run in the same process, after one
-warm-up each, one after the other, `--repeats` times.
+The sandbox runs in a process of its own, takes 0.2 s for a clone, and counts at its end how busy each place was. The
+ideal is `ceil(n / places) * clone_s`: what the places allow if none is ever idle. Rivals run in the same process, after
+one warm-up each, one after the other, `--repeats` times.
 
     python benchmarks/throughput.py [--clones 300] [--accounts 3] [--clone-s 0.2] [--repeats 3] [--json FILE]
 """

@@ -141,7 +141,7 @@ def test_what_is_exported_is_plain_json(job: Job, outcome: Outcome | None) -> No
 def test_every_error_comes_back_as_itself(cls: type[CloneError]) -> None:
     """An error keeps its class, its words and its facts, those that only its class has included."""
     more = {"clock": "deadline_s"} if cls is DeadlineExceeded else {}
-    error = cls("why", job_id="j", account="north", status_code=500, voice_may_exist=True, **more)  # type: ignore[arg-type]
+    error = cls("why", job_id="j", account="north", status_code=500, voice_may_exist=True, **more)
     again = decode(encode(send(a_job(1)), outcome=error), locate).outcome
     assert type(again) is cls
     assert (str(again), vars(again)) == ("why", vars(error))
@@ -217,7 +217,7 @@ def test_two_requests_are_the_same_by_value_and_content() -> None:
     assert digest == digest_of(request, (Fingerprint("b", "a" * 64, 10, None),))
     assert digest != digest_of(request, (Fingerprint("a.mp3", "b" * 64, 10, "/a.mp3"),))
     for change in ({"voice_name": "x"}, {"language_tag": "x"}, {"account": "x"}, {"need_noise_reduction": False}):
-        other = CloneRequest(**{"voice_name": request.voice_name, "language_tag": request.language_tag, **change})  # type: ignore[arg-type]
+        other = CloneRequest(**{"voice_name": request.voice_name, "language_tag": request.language_tag, **change})
         assert digest_of(other, (print_,)) != digest
 
 

@@ -270,7 +270,7 @@ LISTINGS = {
 @pytest.mark.parametrize("made", [True, False], ids=["made", "not made"])
 @pytest.mark.parametrize("name", LISTINGS)
 def test_a_fault_of_the_list(name: str, made: bool, api: str) -> None:
-    """A lost clone is adopted where the list shows it, sent again only where a list proves its absence, else unknown."""
+    """A lost clone is adopted where the list shows it, sent again where a list proves its absence, else unknown."""
     row = LISTINGS[name]
 
     async def main() -> None:
@@ -407,7 +407,7 @@ def test_a_fault_of_upload_sample(name: str, api: str, accounts: int) -> None:
             with anyio.fail_after(3600):
                 ending = await how_it_ended(job)
             # The client is whole: another job, with other samples, goes its way.
-            if times is not None and ending != "AccountUnavailable" and ending != "VoiceSlotsFull":
+            if times is not None and ending not in {"AccountUnavailable", "VoiceSlotsFull"}:
                 with anyio.fail_after(3600):
                     assert await how_it_ended(await world.client.submit(world.sampled("next", tone=129))) == "cloned"
         made = int(expected == "cloned")

@@ -334,7 +334,9 @@ class Life:
             else:
                 for index, request in enumerate(requests):
                     key = keys[index] if keys else None
-                    jobs.append(await world.client.submit(request, key=key, **clocks))
+                    # Every other one in no hurry, so that somebody waits for the place of one that has run out of time.
+                    own = clocks if index % 2 == 0 else {"priority": step.priority}
+                    jobs.append(await world.client.submit(request, key=key, **own))
             if keys:
                 again = await world.client.submit_many(requests, keys=keys)
                 assert [job.id for job in again] == [job.id for job in jobs]
@@ -528,12 +530,13 @@ def a_long_program(seed: int, jobs: int) -> Program:
             steps += [Submit(count, dice.randrange(2**16), batch=dice.random() < 0.8), Wait(dice.uniform(0, 400))]
             continue
         shape = dice.choices(["files", "samples", "same name", "mixed"], [12, 2, 1, 1 if kind == "fair" else 8])[0]
-        clock = dice.choice([None, None, None, None, None, 2000.0 if kind == "fair" else 100.0])
+        clock = dice.choice([None, None, None, None, 30.0, 2000.0])
+        batch = clock != 30.0 and dice.random() < 0.8
         steps.append(
             Submit(
                 count,
                 dice.randrange(2**16),
-                dice.random() < 0.8,
+                batch,
                 shape,
                 dice.randrange(2),
                 clock,

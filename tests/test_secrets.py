@@ -25,8 +25,8 @@ from useapi_voice import (
     ConfigurationError,
     UseapiVoiceError,
     VoiceClient,
+    _transport,
 )
-from useapi_voice import _transport
 from useapi_voice.sandbox import Fault, Sandbox
 
 SECRET = "b7QxZv93LmTqK0yWc5Ns2RfHd8"
@@ -144,7 +144,6 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         return None if wait_s is None else min(wait_s, 0.01)
 
     monkeypatch.setattr(_transport, "_pause_before_retry", shortened)
-    monkeypatch.setattr(_transport, "READ_TIMEOUT_S", 0.5)
 
 
 @pytest.mark.slow
@@ -159,7 +158,8 @@ async def test_the_token_is_nowhere(
         warnings.simplefilter("always")
         async with Sandbox(clone_s=0.01, token=TOKEN) as sandbox:
             if fault is not None:
-                for endpoint in ENDPOINTS:
+                # Other calls than a clone's are waited for half a minute; they hang no differently.
+                for endpoint in ENDPOINTS if fault != "hang" else ENDPOINTS[:1]:
                     sandbox.fail(endpoint, FAULTS[fault](), times=2)
             http = httpx.AsyncClient() if own_http_client else None
             async with VoiceClient(

@@ -27,7 +27,7 @@ from stored import ACCOUNTS, a_job, a_voice, facts, keyed, send
 
 from useapi_voice._errors import CloneCancelled, StoreError
 from useapi_voice._jobs import Job, JobState, advance, ending_of
-from useapi_voice.stores import Recovered, sqlite
+from useapi_voice.stores import KeyTaken, Recovered, _spool, _sqlite_file, sqlite
 from useapi_voice.stores.sqlite import SqliteStore
 
 KEEP_S = 24 * 3600.0
@@ -185,7 +185,7 @@ async def test_a_file_has_one_owner_until_that_is_dead(path: Path) -> None:
 @both
 async def test_a_file_has_one_owner_in_a_process_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second client of the same process is refused, whatever it calls the file, and the first is none the worse."""
-    monkeypatch.setattr(sqlite, "LOCK_WAIT_S", 0.01)
+    monkeypatch.setattr(_sqlite_file, "LOCK_WAIT_S", 0.01)
     async with life(path) as (store, _):
         await store.add([a_job(1)])
         for _round in range(2):
@@ -281,6 +281,58 @@ async def test_one_bad_operation_fails_alone(path: Path, caplog: pytest.LogCaptu
         assert [job.seq for job in recovered.jobs] == [seq for seq in range(2, 40) if seq % 10 != 5]
 
 
+@both
+async def test_a_look_up_sees_what_was_told_before_it(path: Path) -> None:
+    """And nothing that was told later, though both are done in one commit; or a job would be found before its owner."""
+    found: list[bool] = []
+
+    async def look(store: SqliteStore) -> None:
+        found.append(await store.find("key") is not None)
+
+    async with life(path) as (store, _):
+        with commits(store) as seen:
+            async with anyio.create_task_group() as tasks:
+                with store._file.lock:
+                    store.uploaded(NORTH, SHA, "file")  # so that the thread is busy with something
+                    time.sleep(0.02)
+                    tasks.start_soon(look, store)
+                    await wait_all_tasks_blocked()
+                    tasks.start_soon(store.add, [keyed(a_job(1), "key")])
+                    await wait_all_tasks_blocked()
+                    tasks.start_soon(look, store)
+                    await wait_all_tasks_blocked()
+        assert sorted(found) == [False, True]
+        assert len(seen) <= 2
+        with pytest.raises(StoreError):
+            await store.add([keyed(a_job(2), "key")])
+
+
+async def test_a_look_up_that_fails_harms_no_other(path: Path) -> None:
+    """A job that makes no sense fails whoever asks for it; what is kept in the same commit is kept."""
+    async with life(path) as (store, _):
+        await store.add([keyed(a_job(1), "odd")])
+        connection_of(store).execute("UPDATE jobs SET payload = '[]'")
+        refused: list[str] = []
+
+        async def look() -> None:
+            try:
+                await store.find("odd")
+            except StoreError as error:
+                refused.append(str(error))
+
+        async with anyio.create_task_group() as tasks:
+            with store._file.lock:
+                for seq in range(2, 12):
+                    tasks.start_soon(store.add, [keyed(a_job(seq), f"key {seq}")])
+                    if seq == 6:
+                        tasks.start_soon(look)
+                await wait_all_tasks_blocked()
+        assert len(refused) == 1
+        assert ".recover" in refused[0]
+        assert [await store.find(f"key {seq}") is not None for seq in range(2, 12)] == [True] * 10
+        connection_of(store).execute("DELETE FROM jobs WHERE key = 'odd'")
+
+
 async def test_what_makes_no_sense_is_refused(path: Path) -> None:
     """A job that cannot be written down is refused with the reason, and the store goes on."""
     async with life(path) as (store, _):
@@ -289,6 +341,9 @@ async def test_what_makes_no_sense_is_refused(path: Path) -> None:
         with pytest.raises(StoreError, match="1 samples, but 0 fingerprints"):
             await store.add([job])
         await store.add([a_job(2)])
+        with pytest.raises(StoreError, match=r"jobs\.seq") as caught:
+            await store.add([a_job(2)])
+        assert not isinstance(caught.value, KeyTaken)
 
 
 @both
@@ -550,10 +605,10 @@ async def test_a_file_of_a_newer_version_is_refused(path: Path) -> None:
 async def test_a_file_of_an_older_version_is_brought_forward(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step is taken once, from wherever the file stands, and the jobs in it are kept."""
     jobs = await filled(path, 3)
-    first = sqlite.MIGRATIONS
+    first = _sqlite_file.MIGRATIONS
     second = ("ALTER TABLE jobs ADD COLUMN tenant TEXT", "UPDATE jobs SET tenant = 'one'")
     third = ("CREATE TABLE tenants (name TEXT)", "INSERT INTO tenants SELECT DISTINCT tenant FROM jobs")
-    monkeypatch.setattr(sqlite, "MIGRATIONS", (*first, second, third))
+    monkeypatch.setattr(_sqlite_file, "MIGRATIONS", (*first, second, third))
     for _ in range(2):
         async with life(path) as (store, recovered):
             assert [facts(job) for job in recovered.jobs] == [facts(job) for job in jobs]
@@ -564,7 +619,7 @@ async def test_a_file_of_an_older_version_is_brought_forward(path: Path, monkeyp
 
 async def test_a_file_of_version_0_becomes_one_of_this(path: Path) -> None:
     """One that was marked as ours and never filled, as a crash during the very first opening could leave it."""
-    edit(path, f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
+    edit(path, f"PRAGMA application_id = {_sqlite_file.APPLICATION_ID}")
     await filled(path, 3)
     async with life(path) as (_, recovered):
         assert len(recovered.jobs) == 3
@@ -576,7 +631,7 @@ async def test_a_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest
     before = dump(path)
     with monkeypatch.context() as patch:
         bad = ("CREATE TABLE tenants (name TEXT)", "INSERT INTO nowhere VALUES (1)")
-        patch.setattr(sqlite, "MIGRATIONS", (*sqlite.MIGRATIONS, bad))
+        patch.setattr(_sqlite_file, "MIGRATIONS", (*_sqlite_file.MIGRATIONS, bad))
         assert "no such table: nowhere" in await refusal(path)
     assert dump(path) == before
     async with life(path) as (_, recovered):
@@ -850,7 +905,7 @@ class Planted(sqlite3.Connection):
 
     struck: str = "no statement"
 
-    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:  # type: ignore[override]
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
         """Fail, or do it."""
         if self.struck in sql:
             error = sqlite3.OperationalError("disk I/O error")
@@ -944,9 +999,9 @@ async def test_jobs_that_ended_long_ago_are_dropped_on_opening(path: Path) -> No
 async def test_jobs_that_ended_long_ago_are_dropped_now_and_then(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that runs for weeks does not keep all of them, nor copies that nobody needs any more."""
     monkeypatch.setattr(sqlite, "TIDY_EVERY_S", 0.02)
-    monkeypatch.setattr(sqlite, "DROPPED_AT_ONCE", 2)
+    monkeypatch.setattr(_sqlite_file, "DROPPED_AT_ONCE", 2)
     async with life(path, keep_s=0.0) as (store, _):
-        copy = spool_file(store, SHA, age_s=sqlite.COPY_GRACE_S + 1)
+        copy = spool_file(store, SHA, age_s=_spool.COPY_GRACE_S + 1)
         jobs = [keyed(a_job(seq), f"key {seq}") for seq in range(1, 6)]
         await store.add([*jobs, keyed(a_job(6), "waits")])
         for job in jobs:
@@ -978,7 +1033,7 @@ async def test_failing_to_drop_is_no_reason_to_stop(
 @both
 async def test_a_copy_lives_as_long_as_a_job_needs_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two jobs may share one: it goes when both have ended, not before, and is found by both in the next life."""
-    monkeypatch.setattr(sqlite, "COPY_GRACE_S", 0.0)
+    monkeypatch.setattr(_spool, "COPY_GRACE_S", 0.0)
     first, second = spooled_job(1), spooled_job(2)
     second.fingerprints = first.fingerprints
     async with life(path) as (store, _):
@@ -1026,7 +1081,7 @@ async def test_a_job_is_not_accepted_without_its_copy(path: Path) -> None:
 
 async def test_a_job_taken_back_lets_go_of_its_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancelled submit leaves no copy behind for ever."""
-    monkeypatch.setattr(sqlite, "COPY_GRACE_S", 0.0)
+    monkeypatch.setattr(_spool, "COPY_GRACE_S", 0.0)
     async with life(path) as (store, _):
         job = spooled_job(1)
         copy = spool_file(store, sha_of(job))

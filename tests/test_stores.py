@@ -20,15 +20,16 @@ from harness import both
 from stored import ACCOUNTS, a_job, a_voice, facts, keyed, requeue, send
 
 from useapi_voice._errors import (
+    AccountUnavailable,
     CloneCancelled,
     CloneOutcomeUnknown,
     DeadlineExceeded,
     RateLimited,
-    StoreError,
 )
 from useapi_voice._jobs import TERMINAL_STATES, Job, JobState, Outcome, advance, ending_of
 from useapi_voice._recovery import voice_key
-from useapi_voice.stores import JobStore, Recovered
+from useapi_voice._replies import Refused, Scope
+from useapi_voice.stores import JobStore, KeyTaken, Recovered
 from useapi_voice.stores.memory import MemoryStore
 from useapi_voice.stores.sqlite import SqliteStore
 
@@ -37,6 +38,7 @@ pytestmark = both
 KEEP_S = 24 * 3600.0
 SHA, OTHER_SHA = "a" * 64, "b" * 64
 NORTH, SOUTH = ACCOUNTS
+REFUSED = Refused(AccountUnavailable, Scope.ACCOUNT, "out of order", 596)
 
 Member = Callable[[], JobStore]
 """Makes a store over one place; another call is another life of it."""
@@ -149,6 +151,10 @@ async def test_notes_never_fail(any_member: Member) -> None:
             store.forget_uploads(SOUTH, [])
             store.keep_baseline(NORTH, {"1"})
             store.pause(NORTH, datetime.now(UTC))
+            store.limited(NORTH, 1)
+            store.closed(NORTH, REFUSED, 300.0)
+            store.opened(NORTH)
+            store.upload_failed(NORTH, SHA)
 
 
 async def test_closing_twice_is_closing_once(any_member: Member) -> None:
@@ -184,9 +190,9 @@ async def test_a_batch_is_kept_whole_or_not_at_all(member: Member) -> None:
     """One key that is taken, by a kept job or within the batch, refuses the batch; and the store goes on."""
     async with life(member) as (store, _):
         await store.add([keyed(a_job(1), "taken")])
-        with pytest.raises(StoreError):
+        with pytest.raises(KeyTaken):
             await store.add([a_job(2), keyed(a_job(3), "taken"), a_job(4)])
-        with pytest.raises(StoreError):
+        with pytest.raises(KeyTaken):
             await store.add([keyed(a_job(5), "twice"), a_job(6), keyed(a_job(7), "twice")])
         await store.add([a_job(8)])
         await store.add([])
@@ -201,7 +207,7 @@ async def test_adding_at_once_keeps_all_that_is_good(member: Member) -> None:
     async def add(store: JobStore, job: Job) -> None:
         try:
             await store.add([job])
-        except StoreError:
+        except KeyTaken:
             refused.append(job.seq)
 
     async with life(member) as (store, _):

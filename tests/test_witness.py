@@ -18,6 +18,7 @@ from useapi_voice._recovery import Absent, Evidence, Found, Looking, Unclear
 from useapi_voice._transport import GenerationChoice, Secret, Transport
 from useapi_voice._witness import BASELINE_TIMEOUT_S, Witness, list_voices
 from useapi_voice.sandbox import Fault, Sandbox
+from useapi_voice.stores import Ledger
 from useapi_voice.stores.memory import MemoryStore
 
 NOW = datetime(2026, 8, 24, 12, tzinfo=UTC)
@@ -155,6 +156,32 @@ async def test_a_cancelled_baseline_holds_up_nobody() -> None:
                 inner.start_soon(witness.take_baseline, sandbox.accounts[0])
         await witness.take_baseline(sandbox.accounts[0])
         assert anyio.current_time() == pytest.approx(1)
+
+
+@virtual
+async def test_what_the_fleet_knows_goes_before_a_list_of_our_own() -> None:
+    """A baseline that is replaced while it is being taken stays replaced, and looks under way go by the new one."""
+    sandbox = Sandbox()
+    account = sandbox.accounts[0]
+    sandbox.fail("voices", Fault.delay(3), times=1)
+    async with looking(sandbox) as (witness, _), anyio.create_task_group() as tasks:
+        mine = sandbox.add_voice("Ann")
+        tasks.start_soon(witness.take_baseline, account)
+        await anyio.sleep(1)
+        evidence = evidence_of(witness, account)
+        ends: list[Any] = []
+
+        async def look() -> None:
+            ends.append((await conclude(witness, account, evidence))[1])
+
+        tasks.start_soon(look)
+        await anyio.sleep(1)
+        witness.replace(account, Ledger(taken=frozenset(), has_baseline=False))
+        await witness.take_baseline(account)
+        witness.claim(account, VoiceInfo(voice_id=mine.voice_id))
+        await anyio.sleep(100)
+        assert [type(end) for end in ends] == [Absent]
+        assert not evidence_of(witness, account).has_baseline
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------

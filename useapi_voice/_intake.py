@@ -62,6 +62,7 @@ class Intake:
         run_owned: Runs a function in a task of the library's own, where a caller's cancellation cannot reach httpx.
         spool_directory: Where samples that exist nowhere else are copied to; `None` if they need not outlive the
             process.
+        travels: Whether other hosts may need them: then all samples are copied, files too.
     """
 
     def __init__(
@@ -71,12 +72,15 @@ class Intake:
         roster: Roster,
         run_owned: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
         spool_directory: str | None = None,
+        *,
+        travels: bool = False,
     ) -> None:
         self._transport = transport
         self._book = book
         self._roster = roster
         self._run_owned = run_owned
         self._spool_directory = spool_directory
+        self._travels = travels
         self._languages: frozenset[str] | None = None
         self._lock = anyio.Lock()
 
@@ -129,13 +133,14 @@ class Intake:
         for sample, found in zip(samples, inspected, strict=True):
             try:
                 sha256 = await found.digest()
-                if sample.path is None:
+                keeps_copy = sample.path is None or self._travels
+                if keeps_copy:
                     await self._book.copy(found, os.path.join(self._spool_directory, sha256))  # noqa: PTH118
             except SampleChanged as error:
                 raise request_invalid([Fault("samples[]", str(error), "submit it again")]) from None
             except OSError as error:
                 raise StoreError(f"a sample cannot be kept in {self._spool_directory}: {error.strerror}") from None
-            path = None if sample.path is None else os.path.abspath(sample.path)  # noqa: ASYNC240, PTH100
+            path = None if keeps_copy or sample.path is None else os.path.abspath(sample.path)  # noqa: ASYNC240, PTH100
             prints.append(Fingerprint(sample.name, sha256, found.size_bytes, path))
         return prints
 
@@ -163,8 +168,9 @@ class Intake:
                 self._book.release(inspected)
 
     def _pin(self, request: CloneRequest) -> str | None:
-        if request.pinned_account or not request.files:
-            return request.pinned_account
+        account = request.pinned_account
+        if account or not request.files:
+            return account
         known = self._roster.known or ()
         return known[0].account if len(known) == 1 else ""
 

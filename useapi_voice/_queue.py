@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import heapq
 import logging
-import uuid
+import os
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from . import _endpoints, _replies
@@ -43,6 +44,7 @@ from ._errors import (
     SubscriptionError,
 )
 from ._events import CloneJob, EventHub
+from ._floor import Floor
 from ._intake import Checked, Intake
 from ._jobs import (
     OCCUPYING_STATES,
@@ -68,7 +70,7 @@ from ._schedule import ANY_ACCOUNT, Schedule, Send, Stage
 from ._transport import Transport
 from ._uploads import Uploads
 from ._witness import Witness
-from .stores import JobStore, Recovered
+from .stores import JobStore, KeyTaken, Recovered, SharedStore
 from .stores.codec import digest_of
 
 logger = logging.getLogger("useapi_voice")
@@ -77,8 +79,11 @@ T = TypeVar("T")
 
 ROSTER_PAUSE_S: Final = 1.0
 """Between two rounds of asking which accounts there are, where the remote cannot be reached."""
+ID_BYTES: Final = 16
 LONG_WAIT_S: Final = 2.0
 """A gate that is shut for longer than this lets the staged jobs behind it go to other accounts."""
+LONGEST_LOOK_S: Final = 10 * 365 * 24 * 3600.0
+"""What a store is told where nobody will look at an account again of his own accord."""
 EXCEPTIONAL_GRACE_S: Final = 5.0
 """How long closing waits for clones in progress when the `async with` body failed or was cancelled."""
 
@@ -135,7 +140,9 @@ class CloneQueue:
         self._schedule = Schedule(settings.max_parallel, waits_when_closed=settings.wait_when_blocked)
         self.uploads = Uploads(transport, book, store)
         self._witness = Witness(transport, store)
-        self._intake = Intake(transport, book, roster, self.run_owned, store.spool_directory)
+        self._intake = Intake(
+            transport, book, roster, self.run_owned, store.spool_directory, travels=store.is_shared
+        )
         self._jobs: dict[str, Job] = {}
         self._keys: dict[str, Job] = {}
         self._unkept: dict[str, anyio.Event] = {}
@@ -156,18 +163,25 @@ class CloneQueue:
         self._wake_t = float("inf")
         self._alarm: anyio.Event | None = None
         self._tasks: TaskGroup | None = None
+        self._clock: Callable[[], float] = anyio.current_time
+        self._floor = Floor(self, cast("SharedStore", store)) if store.is_shared else None
+        """What a fleet's store asks of this queue, and which of its jobs are elsewhere; `None` for a store of our own."""
 
     # --- life --------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None, None]:
         """Run the queue's tasks around the body; at its end, close in order."""
+        # Not `anyio.current_time`, which asks for a task: a job may be cancelled from a callback or a signal handler.
+        self._clock = anyio.lowlevel.current_token().backend_class.current_time
         recovered = await self._store.open()
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 self._resume(recovered)
                 tasks.start_soon(self._keep_time, name="useapi_voice clocks")
+                if self._floor is not None:
+                    tasks.start_soon(cast("SharedStore", self._store).watch, name="useapi_voice fleet")
                 try:
                     yield
                     self._stop_taking()
@@ -189,7 +203,7 @@ class CloneQueue:
     def _resume(self, recovered: Recovered) -> None:
         """Go on where an earlier life stopped: what it sent is looked for first, and occupies its places until then."""
         self._seq = recovered.last_seq
-        now_t, now_at = anyio.current_time(), datetime.now(UTC)
+        now_t, now_at = self._clock(), datetime.now(UTC)
         for account, until in recovered.pauses.items():
             self._schedule.lane(account).gate_t = now_t + (until - now_at).total_seconds()
         if not self._settings.resume:
@@ -209,22 +223,23 @@ class CloneQueue:
         self._set_clocks(job)
         self._enrol(job)
 
-    def _resume_attempt(self, job: Job) -> None:
+    def _resume_attempt(self, job: Job, ago_s: float | None = None) -> None:
         self._jobs[job.id] = job
         self._remember_key(job)
         self._set_clocks(job)
         self._ring_for(job)
         account, sent_at = job.account or ANY_ACCOUNT, job.history[-1].sent_at
         # By the wall clock, as no other outlives a process; one that was set back must not make it later than now.
-        ago_s = max(0.0, (datetime.now(UTC) - sent_at).total_seconds())
-        sent = _Sent(account, anyio.current_time() - ago_s, sent_at)
+        # A fleet has a clock of its own.
+        ago_s = max(0.0, (datetime.now(UTC) - sent_at).total_seconds() if ago_s is None else ago_s)
+        sent = _Sent(account, self._clock() - ago_s, sent_at)
         self._schedule.occupy(job, account)
         self._running += 1
         self._task_group().start_soon(self._finish_attempt, job, sent, name=f"useapi_voice clone {job.id}")
 
     def _set_clocks(self, job: Job) -> None:
         """Translate the times that a store keeps into the loop's."""
-        now_t, now_at = anyio.current_time(), datetime.now(UTC)
+        now_t, now_at = self._clock(), datetime.now(UTC)
         if job.queue_deadline_at is not None:
             job.queue_deadline_t = now_t + (job.queue_deadline_at - now_at).total_seconds()
         if job.deadline_at is not None:
@@ -237,6 +252,8 @@ class CloneQueue:
         for job in [job for job in self._jobs.values() if job.state not in OCCUPYING_STATES]:
             kept = "; the store keeps it for the next client" if self._store.is_durable else ""
             self._end_or_leave(job, cancelled(job, f"the client was closed before its turn came{kept}"))
+        if self._floor is not None:
+            self._floor.leave_all()
 
     def _abandon(self) -> None:
         """What is still in progress at the remote, and nobody will read."""
@@ -255,8 +272,10 @@ class CloneQueue:
             if was not in OCCUPYING_STATES:
                 self._schedule.remove(job, was)
             self._dismiss(job)
+            if self._floor is not None and was not in OCCUPYING_STATES:
+                self._floor.release(job)
             if job.key is not None:
-                del self._keys[job.key]
+                self._keys.pop(job.key, None)
             self._tell(job, "left", **told_of(outcome))
             _call_watchers(job)
 
@@ -266,7 +285,8 @@ class CloneQueue:
         self._schedule.is_paused = True
         with anyio.move_on_after(timeout_s):
             await self._wait_for_attempts()
-        return tuple(CloneJob(job, self) for job in sorted(self._jobs.values()))
+        left = [CloneJob(job, self) for job in sorted(self._jobs.values())]
+        return (*left, *self._floor.handles()) if self._floor is not None else tuple(left)
 
     async def _wait_for_attempts(self) -> None:
         while self._running:
@@ -322,15 +342,23 @@ class CloneQueue:
         self._check_taking(keys)
         checked = await self._intake.check(requests)
         try:
-            ended = await self._find_kept(keys)
-            while waits := [self._unkept[key] for key in keys if key in self._unkept]:
-                # Another submit of this key is not through: should the store refuse it, there is no job to share. The
-                # last wait before ours is announced, or two submits that pass here at once would both make a job.
-                await waits[0].wait()
-            # Checked again: the checks above took their time.
-            self._check_taking(keys)
-            jobs, fresh = self._make_jobs(checked, keys, priority, ended)
-            await self._accept(fresh, queue_timeout_s, deadline_s)
+            while True:
+                ended = await self._find_kept(keys)
+                while waits := [self._unkept[key] for key in keys if key in self._unkept]:
+                    # Another submit of this key is not through: should the store refuse it, there is no job to share.
+                    # The last wait before ours is announced, or two submits that pass here at once would both make one.
+                    await waits[0].wait()
+                # Checked again: the checks above took their time.
+                self._check_taking(keys)
+                jobs, fresh = self._make_jobs(checked, keys, priority, ended)
+                try:
+                    await self._accept(fresh, queue_timeout_s, deadline_s)
+                except KeyTaken:
+                    # Another process of a fleet was faster: there is a job to share now.
+                    if self._floor is None or len({job.key for job, _ in fresh}) < sum(bool(job.key) for job, _ in fresh):
+                        raise
+                else:
+                    break
         except BaseException:
             self._intake.release(checked)
             raise
@@ -345,6 +373,7 @@ class CloneQueue:
         # A job that has ended may still occupy a place, but is not among the jobs any more.
         places = (job for lane in self._schedule.lanes.values() for job in lane.places.values())
         waiting = len(self._jobs) - sum(not job.is_settled for job in places)
+        waiting += self._floor.count() if self._floor is not None else 0
         count = sum(key is None or key not in self._keys for key in keys)
         if most is not None and count and waiting + count > most:
             message = f"{waiting} jobs wait and max_pending is {most}: nothing was accepted; submit again later"
@@ -361,13 +390,15 @@ class CloneQueue:
             job = await self._store.find(key)
             if job is None or key in self._keys:
                 continue
-            if job.state in OCCUPYING_STATES:
+            if job.is_settled:
+                found[key] = job
+            elif self._floor is not None:
+                self._remember_key(self._floor.expect(job))
+            elif job.state in OCCUPYING_STATES:
                 self._witness.resume(job.account or ANY_ACCOUNT, None)
                 self._resume_attempt(job)
-            elif job.state is JobState.QUEUED:
-                self._resume_waiting(job)
             else:
-                found[key] = job
+                self._resume_waiting(job)
         return found
 
     def _remember_key(self, job: Job) -> None:
@@ -380,13 +411,16 @@ class CloneQueue:
         jobs: list[Job] = []
         fresh: list[tuple[Job, Checked]] = []
         made: dict[str, Job] = {}
-        for item, key in zip(checked, keys, strict=True):
+        # 128 random bits each, asked of the system once for all: they are unique over processes and hosts.
+        noise = os.urandom(ID_BYTES * len(checked)).hex()
+        for index, (item, key) in enumerate(zip(checked, keys, strict=True)):
             known = None if key is None else made.get(key) or self._keys.get(key) or ended.get(key)
             if known is not None:
                 jobs.append(_same_or_error(known, item))
                 continue
             self._seq += 1
-            job = Job(uuid.uuid4().hex, key, item.request, priority, self._seq, item.pinned, account=item.pinned)
+            job_id = noise[2 * ID_BYTES * index : 2 * ID_BYTES * (index + 1)]
+            job = Job(job_id, key, item.request, priority, self._seq, item.pinned, account=item.pinned)
             job.fingerprints = item.fingerprints
             jobs.append(job)
             fresh.append((job, item))
@@ -402,7 +436,7 @@ class CloneQueue:
     async def _accept(
         self, fresh: Sequence[tuple[Job, Checked]], queue_timeout_s: float | None, deadline_s: float | None
     ) -> None:
-        now_t = anyio.current_time()
+        now_t = self._clock()
         kept = anyio.Event()
         keys = [job.key for job, _ in fresh if job.key is not None]
         now_at = datetime.now(UTC)
@@ -414,15 +448,30 @@ class CloneQueue:
                 job.deadline_t = now_t + deadline_s
                 job.deadline_at = now_at + timedelta(seconds=deadline_s)
         self._unkept |= dict.fromkeys(keys, kept)
+        if self._floor is not None:
+            # Before the fleet has them, as this very process may be given them before it hears that it has.
+            for job, _ in fresh:
+                self._floor.expect(job)
         try:
             await self._store.add([job for job, _ in fresh])
+        except BaseException:
+            if self._floor is not None:
+                for job, _ in fresh:
+                    self._floor.elsewhere.pop(job.id, None)
+            raise
         finally:
             for key in keys:
                 del self._unkept[key]
             kept.set()
         if self._is_closing:
             raise QueueClosed("the client was closed before it could take these requests")
-        self._keys |= {job.key: job for job, _ in fresh if job.key is not None}
+        self._keys |= {job.key: job for job, _ in fresh if job.key is not None and job.outcome is None}
+        if self._floor is not None:
+            # The store has their samples, too.
+            self._intake.release(item for _, item in fresh)
+            for job, _ in fresh:
+                self._tell(job, "queued")
+            return
         for job, item in fresh:
             if item.held:
                 self._held[job.id] = item.held
@@ -448,8 +497,14 @@ class CloneQueue:
         job = self._keys.get(key) or self._store.find_nowait(key)
         return None if job is None else CloneJob(job, self)
 
+    async def look_up(self, key: str) -> CloneJob | None:
+        """Return the job of this key, whichever process submitted it."""
+        job = self._keys.get(key) or await self._store.find(key)
+        return None if job is None else CloneJob(job, self)
+
     async def jobs(self, state: JobState | None) -> AsyncGenerator[CloneJob, None]:
         """Yield the jobs that are known, in the order in which they were submitted."""
+        live: Mapping[str, Job]
         live = self._jobs if self._store.is_durable else {**self._jobs, **{job.id: job for job in self._keys.values()}}
         here = {job.id: job for job in sorted(live.values(), key=lambda job: job.seq)}
         async with aclosing(self._store.jobs(None)) as kept:
@@ -471,8 +526,9 @@ class CloneQueue:
         return await self._store.forget(job.id) or known
 
     def is_at(self, job: Job) -> bool:
-        """Whether this process works on it."""
-        return job.id in self._jobs or job.state in TERMINAL_STATES
+        """Whether this process works on it, or will hear of its end."""
+        is_here = job.id in self._jobs or job.state in TERMINAL_STATES
+        return is_here or (self._floor is not None and self._tasks is not None and self._floor.follow(job))
 
     # --- accounts ----------------------------------------------------------------------------------------------------
 
@@ -514,7 +570,7 @@ class CloneQueue:
 
     def _lose_patience(self, error: ApiError) -> None:
         """The accounts could not be had: end the jobs that have waited for them long enough."""
-        now_t = anyio.current_time()
+        now_t = self._clock()
         for job in sorted(self._schedule.pool):
             since_t = now_t if job.not_sent_since_t is None else job.not_sent_since_t
             job.not_sent_since_t = since_t
@@ -529,16 +585,28 @@ class CloneQueue:
         """This account refuses everything, or every clone: its jobs move on, or end."""
         slots = refused.scope is Scope.SLOTS
         can_look = not slots or self._transport.generation.has_equity
-        look_t = anyio.current_time() + self._settings.look_again_after_s if can_look else float("inf")
-        is_news = self._schedule.lane(account).closed_by is None  # else the other place met the same wall
-        staged = self._schedule.close_lane(account, refused, look_t)
-        for job in staged:
-            self._unstage(job)
-        if is_news:
-            self._announce_lane("slots_full" if slots else "account_out", account, reason=refused.detail)
+        look_t = self._clock() + self._settings.look_again_after_s if can_look else float("inf")
+        if self._take_out(account, refused, look_t):
+            look_s = max(0.0, min(look_t - anyio.current_time(), LONGEST_LOOK_S))
+            self._store.closed(account, refused, look_s)
         self._settle_orphans()
 
+    def _take_out(self, account: str, refused: Refused, look_t: float) -> bool:
+        """Close a lane, and return whether that is news: else the other place met the same wall."""
+        is_news = self._schedule.lane(account).closed_by is None
+        for job in self._schedule.close_lane(account, refused, look_t):
+            self._unstage(job)
+        if self._floor is not None:
+            self._floor.give_back_waiting(account)
+        if is_news:
+            kind = "slots_full" if refused.scope is Scope.SLOTS else "account_out"
+            self._announce_lane(kind, account, reason=refused.detail)
+        return is_news
+
     def _settle_orphans(self) -> None:
+        if self._floor is not None:
+            # Only the fleet knows whether an account is left that can serve them.
+            return
         for job, refused in self._schedule.orphans():
             self._settle(job, refusal(job, refused))
 
@@ -551,7 +619,7 @@ class CloneQueue:
         except ApiError as error:
             logger.debug("account %s could not be looked at: %s", account, type(error).__name__)
         lane = self._schedule.lane(account)
-        lane.look_again_t = anyio.current_time() + self._settings.look_again_after_s
+        lane.look_again_t = self._clock() + self._settings.look_again_after_s
         self._turn()
 
     async def _is_in_order(self, account: str) -> bool:
@@ -568,13 +636,15 @@ class CloneQueue:
         payload = await self._transport.ask(lambda generation: _endpoints.equity(account or None))
         return bool(_replies.read_slots(payload).free)
 
-    def reopen(self, account: str | None, *, only_slots: bool = False) -> None:
-        """Take an account in again, after a look or a delete."""
+    def reopen(self, account: str | None, *, only_slots: bool = False, is_told: bool = False) -> None:
+        """Take an account in again, after a look or a delete, or as another process of a fleet did."""
         lane = self._schedule.lanes.get(account or ANY_ACCOUNT)
         if lane is None or lane.closed_by is None or (only_slots and lane.closed_by.scope is not Scope.SLOTS):
             return
         kind = "slots_free" if lane.closed_by.scope is Scope.SLOTS else "account_back"
         self._schedule.open_lane(lane.account)
+        if not is_told:
+            self._store.opened(lane.account)
         self._announce_lane(kind, lane.account)
         self._turn()
 
@@ -582,7 +652,7 @@ class CloneQueue:
 
     def _turn(self) -> None:
         """Start all that can be started now."""
-        now_t = anyio.current_time()
+        now_t = self._clock()
         for action in self._schedule.assign(now_t):
             match action:
                 case Stage():
@@ -608,13 +678,17 @@ class CloneQueue:
 
     def _unstage(self, job: Job) -> None:
         advance(job, Step.UNSTAGE)
-        self._schedule.unstage(job)
+        if self._floor is not None:
+            self._schedule.remove(job, JobState.READY)
+            self._floor.give_back(job)
+        else:
+            self._schedule.unstage(job)
 
     async def _keep_time(self) -> None:
         """Ring the clocks: gates that open, accounts to look at again, jobs whose time is up."""
         while True:
             self._wake_t, self._alarm = float("inf"), None
-            now_t = anyio.current_time()
+            now_t = self._clock()
             self._expire(now_t)
             self._forget_finished(now_t)
             for lane in self._schedule.lanes_to_look_at(now_t):
@@ -625,7 +699,7 @@ class CloneQueue:
             self._turn()
             # Set up after the look, which asks for wake-ups itself: heard now, they would make this loop spin.
             self._alarm = anyio.Event()
-            with anyio.move_on_after(self._wake_t - anyio.current_time()):
+            with anyio.move_on_after(self._wake_t - self._clock()):
                 await self._alarm.wait()
 
     def _wake_by(self, t: float) -> None:
@@ -715,6 +789,8 @@ class CloneQueue:
         finally:
             self._running -= 1
             self._schedule.free_place(job, account)
+            if self._floor is not None:
+                cast("SharedStore", self._store).freed(job)
             if self._attempts_ended is not None:
                 self._attempts_ended.set()
                 self._attempts_ended = None
@@ -722,7 +798,7 @@ class CloneQueue:
 
     async def _begin(self, job: Job, account: str) -> _Sent | None:
         """Put the intent on record; `None` if the request must not leave after all."""
-        sent = _Sent(account, anyio.current_time(), datetime.now(UTC))
+        sent = _Sent(account, self._clock(), datetime.now(UTC))
         advance(job, Step.SEND)
         job.attempts += 1
         job.history += (Attempt(account or None, sent.at),)
@@ -733,8 +809,8 @@ class CloneQueue:
             logger.error("nothing is sent to account %s: %s", account or "(only)", error)  # noqa: TRY400 - one line
             end_attempt(job, datetime.now(UTC), "not_sent", str(error))
             self._withdraw(job)
-            gate_t = self._schedule.back_off(account, anyio.current_time())
-            self._announce_lane("gate_shut", account, wait_s=gate_t - anyio.current_time(), reason=str(error))
+            gate_t = self._schedule.back_off(account, self._clock())
+            self._announce_lane("gate_shut", account, wait_s=gate_t - self._clock(), reason=str(error))
             self._requeue(job)
             return None
         if job.cancelling is not None or job.is_settled:
@@ -755,7 +831,7 @@ class CloneQueue:
                 # The next clone leaves first; whoever waits for this one has waited a minute already.
                 self._schedule.free_place(job, sent.account)
                 self._turn()
-                self._pace.note(anyio.current_time() - sent.t)
+                self._pace.note(self._clock() - sent.t)
                 end_attempt(job, datetime.now(UTC), "cloned", status_code=verdict.status_code)
                 await self._got_voice(job, sent.account, voice.on(sent.account or None))
                 return
@@ -782,6 +858,7 @@ class CloneQueue:
         self._witness.claim(account, voice)
         if self._schedule.succeeded(account):
             self._announce_lane("limit", account, limit=self._schedule.lanes[account].limit)
+            self._store.limited(account, self._schedule.lanes[account].limit)
         if job.cancelling == "delete":
             await self._delete_unwanted(job, account, voice)
         elif job.is_settled:
@@ -834,11 +911,12 @@ class CloneQueue:
                     self._settle(job, refusal(job, refused))
 
     def _slow_down(self, job: Job, account: str, refused: Refused) -> None:
-        now_t = anyio.current_time()
+        now_t = self._clock()
         gate_t = self._schedule.slow_down(account, refused.retry_after_s, now_t)
         wait_s = gate_t - now_t
         self._announce_lane("gate_shut", account, wait_s=wait_s, limit=self._schedule.lanes[account].limit)
         self._store.pause(account, datetime.now(UTC) + timedelta(seconds=wait_s))
+        self._store.limited(account, self._schedule.lanes[account].limit)
         is_wanted = not job.is_settled and job.cancelling is None
         if is_wanted and job.deadline_t is not None and gate_t > job.deadline_t and not self._can_move(job):
             message = f"the remote asks for {wait_s:.0f} s of patience, which is more than its deadline leaves"
@@ -850,7 +928,9 @@ class CloneQueue:
                 self._unstage(staged)
 
     def _can_move(self, job: Job) -> bool:
-        now_t = anyio.current_time()
+        if self._floor is not None:
+            return self._floor.can_move(job)
+        now_t = self._clock()
         lanes = self._schedule.lanes.values()
         return job.pinned is None and any(lane.serves_pool and lane.is_open(now_t) for lane in lanes)
 
@@ -876,14 +956,17 @@ class CloneQueue:
             self._settle(job, cancelled(job, "the client was closed; no voice was made"))
         else:
             advance(job, Step.REQUEUE)
-            job.account = job.pinned
-            self._schedule.add(job)
-            self._store.changed(job)
+            if self._floor is not None:
+                self._floor.give_back(job)
+            else:
+                job.account = job.pinned
+                self._schedule.add(job)
+                self._store.changed(job)
             self._tell(job, "queued")
 
     def _wait_for_remote(self, job: Job, account: str, error: ApiError) -> None:
         """It cannot be reached: go again after a little, for as long as that has a point."""
-        now_t = anyio.current_time()
+        now_t = self._clock()
         since_t = now_t if job.not_sent_since_t is None else job.not_sent_since_t
         job.not_sent_since_t = since_t
         gate_t = self._schedule.back_off(account, now_t)
@@ -897,6 +980,8 @@ class CloneQueue:
         """401 or 402: every call would be refused, so nothing that waits is sent, and all who wait are told."""
         for job in [job for job in self._jobs.values() if job.state not in OCCUPYING_STATES]:
             self._end_or_leave(job, refusal(job, refused))
+        if self._floor is not None:
+            self._floor.was_refused(refused)
 
     # --- in doubt ----------------------------------------------------------------------------------------------------
 
@@ -906,6 +991,8 @@ class CloneQueue:
             advance(job, Step.LOSE)
             self._store.changed(job)
             self._tell(job, "in_doubt", reason=unknown.detail, status_code=unknown.status_code)
+        if self._floor is not None:
+            await self._floor.refresh_ledger(sent.account)
         evidence = self._witness.evidence(
             sent.account, job.request.voice_name, sent.t, sent.at, self._settings.settle_after_s
         )
@@ -957,29 +1044,37 @@ class CloneQueue:
         """End a job that was not sent; else remember that it is unwanted until the truth is known."""
         if job.is_settled:
             return
+        if self._floor is not None and self._floor.cancel_elsewhere(job, voice):
+            return
         if job.state in OCCUPYING_STATES:
             job.cancelling = voice
             return
         self._settle(job, cancelled(job, "it was cancelled before its request left"))
-        self._turn()
+        # Left to the task of the clocks: this may be called from where no task can be started, as in a signal handler.
+        self._wake_by(self._clock())
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
         """The only way to an ending; the second call for a job changes nothing."""
         if job.is_settled:
             return
         was = job.state
-        state = advance(job, ending_of(outcome))
+        advance(job, ending_of(outcome))
         if was not in OCCUPYING_STATES:
             self._schedule.remove(job, was)
-        self._settled += 1
-        job.settled_seq = self._settled
-        self._counts[state] += 1
+        self._note_ending(job)
         self._dismiss(job)
         self._store.settled(job, outcome, lambda: self._announce_ending(job, outcome))
+
+    def _note_ending(self, job: Job) -> None:
+        self._settled += 1
+        job.settled_seq = self._settled
+        self._counts[job.state] += 1
 
     def _dismiss(self, job: Job) -> None:
         """This process has no more to do for it."""
         del self._jobs[job.id]
+        if self._floor is not None:
+            self._floor.gone(job)
         for inspected in self._held.pop(job.id, ()):
             self._book.release(inspected)
 
@@ -989,11 +1084,14 @@ class CloneQueue:
             # The store knows it from now on.
             self._keys.pop(job.key, None)
         elif job.key is not None:
-            forget_t = anyio.current_time() + self._settings.keep_s
+            forget_t = self._clock() + self._settings.keep_s
             heapq.heappush(self._forgettable, (forget_t, job.seq, job.key))
             self._wake_by(forget_t)
-        self._tell(job, job.state.value, **told_of(outcome))
+        self._tell_ending(job, outcome)
         _call_watchers(job)
+
+    def _tell_ending(self, job: Job, outcome: Outcome) -> None:
+        self._tell(job, job.state.value, **told_of(outcome))
 
     # --- what is told ------------------------------------------------------------------------------------------------
 
@@ -1014,9 +1112,10 @@ class CloneQueue:
 
     def statistics(self) -> Statistics:
         """Return a picture of the queue as it is now."""
-        now_t = anyio.current_time()
+        now_t = self._clock()
+        elsewhere = () if self._floor is None else self._floor.elsewhere.values()
         return Statistics(
-            jobs=count_states(self._counts, self._jobs.values()),
+            jobs=count_states(self._counts, [*self._jobs.values(), *elsewhere]),
             pooled=len(self._schedule.pool),
             lanes=tuple(picture_of_lane(lane, now_t) for lane in self._schedule.lanes.values()),
             uploads=self.uploads.count,

@@ -99,6 +99,12 @@ class JobHeap:
         self._live -= 1
         return heapq.heappop(self._heap)
 
+    def discard(self, job: Job) -> None:
+        """Take out a job that goes on waiting elsewhere. For short heaps: its cost grows with them."""
+        self._heap.remove(job)
+        heapq.heapify(self._heap)
+        self._live -= 1
+
     def forget(self) -> None:
         """Count one job less: it no longer waits. Sweeps when the dead outnumber the living."""
         self._live -= 1

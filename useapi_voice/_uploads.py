@@ -110,6 +110,7 @@ class Uploads:
             # One that failed is forgotten, so that the next to ask tries again.
             if flight.uploaded is None:
                 del self._flights[key]
+                self._store.upload_failed(account, sha256)
             flight.landed.set()
 
     def forget(self, file_ids: Sequence[str], account: str) -> None:

@@ -19,7 +19,7 @@ from ._errors import ApiError, UnexpectedReply
 from ._models import VoiceInfo, VoicePage
 from ._recovery import Absent, Evidence, Found, Listing, ListingFailed, Looking, Unclear, Waiting, voice_key
 from ._transport import Transport
-from .stores import JobStore
+from .stores import JobStore, Ledger
 
 MOST_PAGES: Final = 1_000
 BASELINE_TIMEOUT_S: Final = 15.0
@@ -65,6 +65,17 @@ class Witness:
         ledger.claimed |= set(baseline or ())
         ledger.answered.set()
 
+    def replace(self, account: str, known: Ledger) -> None:
+        """
+        Know of this account what its fleet has on record, and nothing else.
+
+        A list that this process made may hold the voice of an attempt that another replica left in doubt.
+        """
+        ledger = self._ledger(account)
+        ledger.is_asked = True
+        ledger.claimed, ledger.has_baseline = set(known.taken), known.has_baseline
+        ledger.answered.set()
+
     async def take_baseline(self, account: str) -> None:
         """
         Note which voices the account has, once, before its first clone is sent. Waits if another task is at it.
@@ -77,6 +88,8 @@ class Witness:
             try:
                 with anyio.move_on_after(BASELINE_TIMEOUT_S):
                     voices = await self._list(account)
+                    if ledger.answered.is_set():
+                        return  # replaced meanwhile
                     ledger.claimed |= {voice_key(voice.voice_id) for voice in voices}
                     ledger.has_baseline = True
                     self._store.keep_baseline(account, ledger.claimed)
@@ -109,7 +122,6 @@ class Witness:
         Yields:
             `Looking` before each look, and the conclusion as the last item.
         """
-        claimed = self._ledger(account).claimed
         state: _recovery.State = _recovery.begin(evidence, anyio.current_time())
         while True:
             match state:
@@ -119,7 +131,8 @@ class Witness:
                 case Looking():
                     yield state
                     seen = await self._look(account)
-                    state = state.next(seen, claimed, anyio.current_time())
+                    # Read at each look: `replace` puts another set in its place.
+                    state = state.next(seen, self._ledger(account).claimed, anyio.current_time())
                 case Found() | Absent() | Unclear():
                     yield state
                     return

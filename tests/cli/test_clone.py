@@ -282,7 +282,7 @@ def test_stores_of_rehearsals_are_others(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert _connect.store_of(tmp_path, None, real, stack).name == ".useapi-voice.db"
     monkeypatch.setenv("USEAPI_BASE_URL", "http://127.0.0.1:1/v1")
     assert _connect.store_of(source, None, real, stack).name == "v.csv.rehearsal.db"
-    monkeypatch.setenv("USEAPI_BASE_URL", "http://[")
+    monkeypatch.setenv("USEAPI_BASE_URL", "http://host:port")
     assert _connect.store_of(source, None, real, stack).name == "v.csv.db"
 
 
@@ -471,6 +471,9 @@ def running(*args: object, errors: Path) -> Iterator[subprocess.Popen[bytes]]:
     with errors.open("wb") as file, subprocess.Popen(command, stderr=file, stdout=file) as child:
         try:
             yield child
+        except BaseException as error:
+            error.add_note(f"it said: {errors.read_text()}")
+            raise
         finally:
             child.kill()
 

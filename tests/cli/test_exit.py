@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_groups_of_one_are_opened() -> None:
     assert _exit.alone(ExceptionGroup("a", [ExceptionGroup("b", [inner])])) is inner
     both = ExceptionGroup("a", [inner, inner])
     assert _exit.alone(both) is both
+
+
+def test_reader_that_has_gone() -> None:
+    """A closed pipe is nobody's error: it is left to typer, which ends without a word."""
+
+    async def write() -> ExitCode:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        _exit.run(write)
 
 
 def test_1_unexpected(cli: Cli, manifest: Write, monkeypatch: pytest.MonkeyPatch, capfd: object) -> None:

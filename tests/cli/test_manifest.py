@@ -58,6 +58,7 @@ BROKEN: dict[str, tuple[str | bytes, str, int | None, str]] = {
     "duplicate name": (HEAD + "Ada,English,a.mp3\n\nAda,English,b.mp3\n", "v.csv", 4, "'Ada' is taken by line 2"),
     "missing file": (HEAD + "Ada,English,a.mp3;sub/gone.mp3\n", "v.csv", 2, "sub/gone.mp3 does not exist"),
     "long name": (HEAD + "Ada,English,a.mp3\n" + "x" * 31 + ",English,b.mp3\n", "v.csv", 3, "has 31 characters"),
+    "no language": (HEAD + "Ada, ,a.mp3\n", "v.csv", 2, "language_tag: is empty"),
     "unknown language": (HEAD + "Ada,Englsh,a.mp3\n", "v.csv", 2, "did you mean 'English'?"),
     "outlandish language": (HEAD + "Ada,Qx,a.mp3\n", "v.csv", 2, "there are Arabic"),
     "unknown account": (

@@ -14,8 +14,6 @@ from useapi_voice._cli._progress import Board, Item, in_words
 from useapi_voice._events import CloneJob
 from useapi_voice._jobs import Attempt, Job, JobState
 
-NOW = datetime.now(UTC)
-
 
 def item(name: str, state: JobState = JobState.QUEUED, **more: Any) -> Item:
     """Make an item of a job."""
@@ -38,12 +36,12 @@ def board_of(*items: Item, lanes: tuple[Any, ...] = (), mean_clone_s: float | No
 
 def event(kind: str, name: str | None = None, account: str | None = "mine", **detail: Any) -> Event:
     """Make an event."""
-    return Event(kind, NOW, name, name, account, detail)
+    return Event(kind, datetime.now(UTC), name, name, account, detail)
 
 
 def sent(ago_s: float, verdict: str = "", took_s: float | None = None) -> Attempt:
     """Make an attempt."""
-    at = NOW - timedelta(seconds=ago_s)
+    at = datetime.now(UTC) - timedelta(seconds=ago_s)
     return Attempt("mine", at, None if took_s is None else at + timedelta(seconds=took_s), verdict)
 
 

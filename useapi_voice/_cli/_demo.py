@@ -75,13 +75,17 @@ def _requests(plan: Plan) -> list[CloneRequest]:
 async def _clone_all(client: VoiceClient, plan: Plan, console: Console) -> _Result:
     started = time.perf_counter()
     result = _Result([], [], 0.0)
+    await _fill(result, client, plan, console, started)
+    result.took_s = time.perf_counter() - started
+    return result
+
+
+async def _fill(result: _Result, client: VoiceClient, plan: Plan, console: Console, started: float) -> None:
     async with _progress(client, plan.clones, console) as finished:
         jobs = await client.submit_many(_requests(plan))
         async for job in client.as_completed(jobs):
             await _collect(job, result, time.perf_counter() - started)
             finished()
-    result.took_s = time.perf_counter() - started
-    return result
 
 
 async def _collect(job: CloneJob, result: _Result, at_s: float) -> None:

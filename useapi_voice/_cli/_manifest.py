@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from .._errors import Fault, RequestInvalid
+from .._errors import Fault
 from .._models import CloneRequest, Sample
 from ._exit import CliError, ExitCode
 from ._text import count, names, shown
@@ -396,14 +396,10 @@ def _build(manifest: Manifest, line: int, cells: Mapping[str, Any], language: st
     samples = _samples(manifest, line, where, cells.get("samples"))
     if len(manifest.faults) > before:
         return
-    try:
-        request = CloneRequest(
-            voice_name=name, language_tag=tag, samples=samples, account=own_account, need_noise_reduction=reduction
-        )
-    except RequestInvalid as error:
-        manifest.faults += [RowFault(line, where, fault) for fault in error.faults]
-    else:
-        manifest.rows.append(Row(line, where, key or name, request))
+    request = CloneRequest(
+        voice_name=name, language_tag=tag, samples=samples, account=own_account, need_noise_reduction=reduction
+    )
+    manifest.rows.append(Row(line, where, key or name, request))
 
 
 def _boolean(manifest: Manifest, line: int, where: str, value: object) -> bool:

@@ -333,7 +333,7 @@ def _voices(rows: Iterable[Row]) -> str:
 def _voice(row: Row) -> str:
     voice: Mapping[str, Any] = row["outcome"]["voice"]
     name = voice.get("voice_name") or row["request"]["voice_name"]
-    url = str(voice.get("sample_audio") or "")
+    url = "".join(filter(str.isprintable, str(voice.get("sample_audio") or "")))
     # Nothing but the web: whatever else a URL may be, a page must not follow it.
     player = (
         f'<audio controls preload="none" src="{escape(url)}" aria-label="{_e(f"Sample of {name}")}"></audio>'

@@ -18,7 +18,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from .._jobs import Job, JobState, Outcome
+from .._errors import StoreError
+from .._jobs import CancelChoice, Job, JobState, Outcome
+from .._replies import Refused
+
+
+class KeyTaken(StoreError):
+    """Another job has this key, perhaps one that another process added just now. Internal: `submit` looks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class JobStore(Protocol):
     """Whether jobs outlive the process. If so, those that have not ended when the client closes are left to it."""
     spool_directory: str | None
     """Where copies of samples that exist nowhere else are kept, each named by its hash; `None` if they need not be."""
+    is_shared: bool
+    """Whether other processes work on the same jobs at the same time: then it is a `SharedStore`."""
 
     async def open(self) -> Recovered:
         """
@@ -127,5 +135,122 @@ class JobStore(Protocol):
     def pause(self, account: str, until: datetime) -> None:
         """Note that nothing may be sent to this account until then."""
 
+    def limited(self, account: str, limit: int) -> None:
+        """Note how many clones this account may have in progress at once from now on."""
+
+    def closed(self, account: str, refused: Refused, look_again_s: float) -> None:
+        """Note that this account takes nothing, why, and in how many seconds to ask whether that is over."""
+
+    def opened(self, account: str) -> None:
+        """Note that it takes jobs again."""
+
+    def upload_failed(self, account: str, sha256: str) -> None:
+        """The content that `file_id` did not find could not be uploaded: whoever waits for that may try."""
+
     async def aclose(self) -> None:
         """Write what is pending, and let go of everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """
+    What a fleet knows of an account.
+
+    Attributes:
+        wait_s: Seconds until something may be sent again; 0 or less when it may now.
+        limit: Clones that may be in progress at once.
+        refused: Why it takes nothing, or `None`.
+        look_s: Seconds until somebody should ask whether that is over.
+        serves_pool: Whether it takes jobs that are not pinned.
+    """
+
+    wait_s: float
+    limit: int
+    refused: Refused | None
+    look_s: float
+    serves_pool: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Keys of the voices of an account that belong to no attempt in doubt, and whether a baseline is among them."""
+
+    taken: frozenset[str]
+    has_baseline: bool
+
+
+class Desk(Protocol):
+    """What a shared store asks of the queue of its process. All of it happens on the event loop."""
+
+    @property
+    def is_taking(self) -> bool:
+        """Whether it takes more jobs to work on."""
+        ...
+
+    @property
+    def waits_when_blocked(self) -> bool:
+        """Whether jobs that no account can serve wait for one, instead of being refused."""
+        ...
+
+    async def discover(self) -> Sequence[str]:
+        """Return the accounts that there are, however long that takes; `[""]` where nobody can name them."""
+        ...
+
+    def adopt(self, job: Job, account: str, *, sent_ago_s: float | None, ledger: Ledger | None) -> None:
+        """
+        Work on this job at this account until it is settled or handed back.
+
+        With `sent_ago_s`, another replica sent it so long ago and is gone: then find out what became of that.
+        """
+
+    def end(self, job: Job, why: str | Refused) -> None:
+        """End a job that was not sent: `cancelled`, the clock that ran out, or why no account can serve it."""
+
+    def waits_for(self) -> Sequence[str]:
+        """Return the ids of the jobs that somebody here may wait for, and that this process does not work on."""
+        ...
+
+    def has_ended(self, job: Job) -> None:
+        """Tell who waits for it how this job ended, wherever that was."""
+
+    def was_forgotten(self, job_id: str) -> None:
+        """Tell who waits for it that the store no longer has this job."""
+
+    def cancel(self, job_id: str, voice: CancelChoice) -> None:
+        """Cancel a job that this process works on, if it still does."""
+
+    def heed(self, account: str, gate: Gate) -> None:
+        """Do as the fleet knows of this account."""
+
+    def gate_s(self, account: str) -> float:
+        """Return for how many seconds this process should not send to this account."""
+        ...
+
+    async def prepare(self, job: Job, account: str) -> None:
+        """Upload this job's samples ahead of its turn; whatever fails is left for its turn."""
+
+
+class SharedStore(JobStore, Protocol):
+    """
+    A store that many processes share. Attached to a queue, it calls the tune: it decides which job runs where, and the
+    queue of each process works on what it is given. Who submits, and who works, need not be the same.
+    """
+
+    def attach(self, desk: Desk) -> None:
+        """Before `open`: work for this queue. Then `open` returns no jobs, because they are everybody's."""
+
+    async def watch(self) -> None:
+        """Return never; raise what a task of the store's own died of, which is a bug."""
+
+    def handed_back(self, job: Job) -> None:
+        """This process no longer works on this queued job: it is anybody's, in its old order."""
+
+    def freed(self, job: Job) -> None:
+        """The remote is done with the request of this job."""
+
+    def cancel(self, job: Job, voice: CancelChoice) -> None:
+        """Cancel a job that this process does not work on."""
+
+    async def ledger(self, account: str) -> Ledger:
+        """Return whose voices an account has. Raises `StoreError` where it cannot be read."""
+        ...

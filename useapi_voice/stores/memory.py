@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from .._jobs import Job, JobState, Outcome
+from .._replies import Refused
 from . import Recovered
 
 
@@ -15,6 +16,7 @@ class MemoryStore:
 
     is_durable: bool = False
     spool_directory: str | None = None
+    is_shared: bool = False
 
     async def open(self) -> Recovered:
         """There was no earlier life."""
@@ -70,6 +72,18 @@ class MemoryStore:
 
     def pause(self, account: str, until: datetime) -> None:
         """The lane's gate remembers."""
+
+    def limited(self, account: str, limit: int) -> None:
+        """The lane remembers."""
+
+    def closed(self, account: str, refused: Refused, look_again_s: float) -> None:
+        """The lane remembers."""
+
+    def opened(self, account: str) -> None:
+        """The lane knows."""
+
+    def upload_failed(self, account: str, sha256: str) -> None:
+        """Nobody else wants to upload it."""
 
     async def aclose(self) -> None:
         """Nothing to let go of."""
