@@ -57,6 +57,7 @@ from useapi_voice._jobs import Job
 from useapi_voice._models import account_of
 from useapi_voice.sandbox import Fault, Sandbox
 from useapi_voice.stores.memory import MemoryStore
+from useapi_voice.stores.sqlite import SqliteStore
 
 
 def sandbox_of(accounts: int | Sequence[str] = ("a",), clone_s: Any = 10.0, **more: Any) -> Sandbox:
@@ -1447,7 +1448,7 @@ async def test_what_was_not_sent_goes_on_with_the_next_client(tmp_path: Path) ->
         settings = {"queue_timeout_s": 500.0, "deadline_s": 1000.0}
         requests = [ask("A"), ask("B", samples=[path]), ask("C", tone=2)]
         jobs = await client.submit_many(requests, keys=["a", "b", "c"], **settings)
-        while jobs[0].state != "sent":
+        while sandbox.in_progress() == 0:
             await anyio.sleep(0.001)
     assert (await jobs[0]).voice_name == "A"
     for job in jobs[1:]:
@@ -1577,3 +1578,71 @@ async def test_a_sample_that_is_another_now(tmp_path: Path) -> None:
         assert job is not None
         assert "no longer what was submitted" in str(await error_of(job))
     assert sandbox.voices() == ()
+
+
+class DawdlingStore(SqliteStore):
+    """Takes its time over one promise, so that the client can be closed meanwhile."""
+
+    def __init__(self, path: Path, slow: str) -> None:
+        super().__init__(str(path), keep_s=3600.0)
+        self._slow = slow
+        self.asked = anyio.Event()
+
+    async def add(self, jobs: Sequence[Job]) -> None:
+        """Keep the jobs, late."""
+        await super().add(jobs)
+        await self._dawdle("add")
+
+    async def sent(self, job: Job) -> None:
+        """Note the intent, late."""
+        await super().sent(job)
+        await self._dawdle("sent")
+
+    async def _dawdle(self, what: str) -> None:
+        if what == self._slow:
+            self.asked.set()
+            await anyio.sleep(0.05)
+
+
+@pytest.mark.slow  # real time, as a file is involved
+@pytest.mark.parametrize("slow", ["add", "sent"])
+async def test_closed_while_the_store_works_nothing_leaves_and_nothing_is_denied(
+    slow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store has accepted is never denied; no request leaves a client that closes; the next one clones it."""
+    store = DawdlingStore(tmp_path / "q.db", slow)
+    monkeypatch.setattr(_client, "_open_store", lambda *_: store)
+    sandbox = Sandbox(accounts=["a"], clone_s=0.05)
+    outcomes: list[CloneError | VoiceInfo] = []
+    async with anyio.create_task_group() as tasks:
+        async with in_process(sandbox, store=tmp_path / "q.db") as client:
+
+            async def submit() -> None:
+                outcomes.append(await error_of(await client.submit(ask("A"), key="a")))
+
+            tasks.start_soon(submit)
+            await store.asked.wait()
+    (error,) = outcomes
+    assert isinstance(error, CloneCancelled)
+    assert "the store keeps it for the next client" in str(error)
+    assert not sandbox.clones
+    monkeypatch.undo()
+    async with in_process(sandbox, store=tmp_path / "q.db") as client:
+        job = client.job("a")
+        assert job is not None
+        assert (await job).voice_name == "A"
+    assert len(sandbox.clones) == 1
+
+
+async def test_a_delete_that_names_no_account_frees_a_slot_all_the_same() -> None:
+    """A bare id says nothing of its account, so whichever was full is tried again."""
+    sandbox = Sandbox(accounts=["a"], slots=1, clone_s=0.01, id_form="bare")
+    old = sandbox.add_voice("Old", "a")
+    async with in_process(sandbox, api="audio", wait_when_blocked=True) as client:
+        events = client.events()
+        job = await client.submit(ask("New"))
+        async for event in events:  # pragma: no branch - it ends by the break
+            if event.kind == "slots_full":
+                break
+        await client.delete_voice(old.voice_id)
+        assert (await job).voice_name == "New"

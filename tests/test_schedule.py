@@ -154,8 +154,9 @@ class Twin:
         return [job for job, place in self.where.items() if place == (kind, lane.account)]
 
     def names(self, lane: Lane) -> set[str]:
-        """Return the voice names that are in progress."""
-        return {job.request.voice_name for job in self.at("place", lane)}
+        """Return the voice names that are in progress; nameless ones count everywhere, and all of them there."""
+        lanes = [lane, *(x for x in self.schedule.lanes.values() if ANY_ACCOUNT in {x.account, lane.account})]
+        return {job.request.voice_name for x in lanes for job in self.at("place", x)}
 
     def occupied(self, lane: Lane) -> int:
         """Count the places in use; a nameless one counts against all."""
@@ -205,13 +206,7 @@ class Twin:
         for lane in lanes:
             if self.can_send(lane, now_t) and (ready := self.sendable(lane)):
                 return Send(min(ready, key=urgency), lane.account)
-        takers = [
-            lane
-            for lane in lanes
-            if self.can_start(lane, now_t)
-            and self.work(lane)
-            and self.has_room(lane)
-        ]
+        takers = [lane for lane in lanes if self.can_start(lane, now_t) and self.work(lane) and self.has_room(lane)]
         if takers:
             best = min(takers, key=lambda lane: len(self.at("place", lane)) + len(self.staged(lane)))
             return Stage(min(self.work(best), key=urgency), best.account)

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from enum import Enum
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import anyio
@@ -85,12 +85,16 @@ class VoiceClient:
         store: Where jobs are kept: `None` for this process's memory, or the path of an SQLite file, which has one owner
             at a time. What `submit` returned then survives the process, and the next client of the file goes on with
             it.
+            `postgresql://user:password@host/database` is a fleet: any number of processes on any number of hosts
+            share the jobs, and each account's cap (extra `postgres`).
         resume: Whether entering goes on with the jobs that the store holds; `False` only to look at them.
+        work: In a fleet, whether this client works on jobs, or only submits them and waits for what others make.
         http_client: Your own `httpx.AsyncClient` (proxy, certificates, HTTP/2). It is neither changed nor closed. Its
             connection pool should hold at least `max_parallel` connections per account and a few more.
         clone_timeout_s: Seconds that one clone request may take; the remote says up to 60 [D].
-        settle_after_s: Seconds after which the remote is surely done with a clone whose answer was lost. Until then it
-            occupies its place, and only after that does a list without the voice prove that there is none.
+        settle_after_s: Seconds after which the remote is surely done with a clone whose answer was lost, and lists its
+            voice if it made one: the longest clone (60 [D]) and the list's lag together must fit. Until then the clone
+            occupies its place, and only after that do lists without the voice prove that there is none.
         queue_timeout_s: Seconds that a job may wait before its first request leaves; no limit by default.
         deadline_s: Seconds for all of a job; no limit by default. When it passes with a request in progress, the job
             ends as `DeadlineExceeded` with `voice_may_exist`; the request keeps its place until the truth is known.
@@ -117,6 +121,7 @@ class VoiceClient:
         max_parallel: int = 2,
         store: str | os.PathLike[str] | None = None,
         resume: bool = True,
+        work: bool = True,
         http_client: httpx.AsyncClient | None = None,
         clone_timeout_s: float = 120.0,
         settle_after_s: float = 75.0,
@@ -143,7 +148,8 @@ class VoiceClient:
         if not isinstance(http_client, httpx.AsyncClient | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}")
         self._http_client = http_client
-        self._store = _check_store(store)
+        self._store, self._work = _check_store(store), work and resume
+        store = None  # a URL holds a password
         self._settings = Settings(
             max_parallel=max_parallel,
             clone_timeout_s=_positive("clone_timeout_s", clone_timeout_s),
@@ -195,7 +201,7 @@ class VoiceClient:
     async def _live(self) -> AsyncGenerator[None, None]:
         transport = Transport(self._secret, self._base_url, self._choice, self._http_client, self._on_switch)
         book = SampleBook()
-        store = _open_store(self._store, self._settings.keep_s)
+        store = self._open_store()
         self._transport = transport
         self._kept = store
         self._roster = Roster(transport, self._accounts)
@@ -209,6 +215,20 @@ class VoiceClient:
                 await store.aclose()
                 await book.aclose()
                 await transport.aclose()
+
+    def _open_store(self) -> JobStore:
+        if isinstance(self._store, _Url):
+            settings = self._settings
+            return _fleet_module().PostgresStore(
+                self._store.reveal(),
+                keep_s=settings.keep_s,
+                clone_timeout_s=settings.clone_timeout_s,
+                settle_after_s=settings.settle_after_s,
+                accounts=self._accounts,
+                max_parallel=settings.max_parallel,
+                work=self._work,
+            )
+        return _open_store(self._store, self._settings.keep_s)
 
     def _on_switch(self, generation: Generation) -> None:
         self._queue.announce_generation(generation.name)
@@ -334,6 +354,16 @@ class VoiceClient:
     def job(self, key: str) -> CloneJob | None:
         """Return the job of this key, or `None`: with a store, also one of an earlier life, ended or not."""
         return self._open_queue().find(key)
+
+    async def find(self, key: str) -> CloneJob | None:
+        """
+        Return the job of this key, or `None`. In a fleet it is found whichever process submitted it, where `job` knows
+        only those of this client.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        return await self._open_queue().look_up(key)
 
     async def jobs(self, state: JobState | str | None = None, *, key: str | None = None) -> AsyncIterator[CloneJob]:
         """
@@ -589,10 +619,39 @@ def _check_accounts(accounts: Sequence[str] | None) -> tuple[str, ...] | None:
     return names
 
 
-def _check_store(store: str | os.PathLike[str] | None) -> str | None:
+class _Url:
+    """Of a database; it holds a password, and is shown nowhere."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return "<URL of a database>"
+
+    def reveal(self) -> str:
+        return self._text
+
+
+def _fleet_module() -> ModuleType:
+    try:
+        from .stores import postgres
+    except ModuleNotFoundError as error:
+        if error.name not in {"asyncpg", "pgqueuer"}:
+            raise
+        message = "the fleet store needs its extra: pip install 'useapi-voice[postgres]'"
+        raise ConfigurationError(message) from None
+    return postgres
+
+
+def _check_store(store: str | os.PathLike[str] | None) -> str | _Url | None:
     if store is None:
         return None
     path = os.fspath(store)
+    if path.startswith(("postgresql://", "postgres://")):
+        _fleet_module()
+        return _Url(path)
     if not path:
         raise ConfigurationError("store is empty: give the path of a file, or leave it out")
     return path

@@ -200,6 +200,8 @@ class Job:
     """Of its samples, where the store is durable."""
     absences: int = 0
     """Attempts that are proven to have made nothing although their answers were lost."""
+    first_sent_t: float | None = None
+    """When its first request left for its present account, where that was in this life."""
     not_sent_since_t: float | None = None
     """Since when it could not be sent, the remote being out of reach."""
     uploads_forgotten: bool = False

@@ -80,6 +80,7 @@ T = TypeVar("T")
 ROSTER_PAUSE_S: Final = 1.0
 """Between two rounds of asking which accounts there are, where the remote cannot be reached."""
 ID_BYTES: Final = 16
+CLOSED_EARLY: Final = "the client was closed before its turn came; the store keeps it for the next client"
 LONG_WAIT_S: Final = 2.0
 """A gate that is shut for longer than this lets the staged jobs behind it go to other accounts."""
 LONGEST_LOOK_S: Final = 10 * 365 * 24 * 3600.0
@@ -140,9 +141,7 @@ class CloneQueue:
         self._schedule = Schedule(settings.max_parallel, waits_when_closed=settings.wait_when_blocked)
         self.uploads = Uploads(transport, book, store)
         self._witness = Witness(transport, store)
-        self._intake = Intake(
-            transport, book, roster, self.run_owned, store.spool_directory, travels=store.is_shared
-        )
+        self._intake = Intake(transport, book, roster, self.run_owned, store.spool_directory, travels=store.is_shared)
         self._jobs: dict[str, Job] = {}
         self._keys: dict[str, Job] = {}
         self._unkept: dict[str, anyio.Event] = {}
@@ -355,7 +354,9 @@ class CloneQueue:
                     await self._accept(fresh, queue_timeout_s, deadline_s)
                 except KeyTaken:
                     # Another process of a fleet was faster: there is a job to share now.
-                    if self._floor is None or len({job.key for job, _ in fresh}) < sum(bool(job.key) for job, _ in fresh):
+                    if self._floor is None or len({job.key for job, _ in fresh}) < sum(
+                        bool(job.key) for job, _ in fresh
+                    ):
                         raise
                 else:
                     break
@@ -463,8 +464,14 @@ class CloneQueue:
             for key in keys:
                 del self._unkept[key]
             kept.set()
-        if self._is_closing:
+        if self._is_closing and not self._store.is_durable:
             raise QueueClosed("the client was closed before it could take these requests")
+        if self._is_closing:
+            # Accepted they are, though not by this client: it must not say that they are not.
+            for job, _ in fresh:
+                job.outcome = cancelled(job, CLOSED_EARLY)
+            self._intake.release(item for _, item in fresh)
+            return
         self._keys |= {job.key: job for job, _ in fresh if job.key is not None and job.outcome is None}
         if self._floor is not None:
             # The store has their samples, too.
@@ -637,7 +644,15 @@ class CloneQueue:
         return bool(_replies.read_slots(payload).free)
 
     def reopen(self, account: str | None, *, only_slots: bool = False, is_told: bool = False) -> None:
-        """Take an account in again, after a look or a delete, or as another process of a fleet did."""
+        """
+        Take an account in again, after a look or a delete, or as another process of a fleet did.
+
+        A delete whose account nobody named may have freed a slot on any.
+        """
+        if account is None and only_slots:
+            for name in list(self._schedule.lanes):
+                self.reopen(name, only_slots=True, is_told=is_told)
+            return
         lane = self._schedule.lanes.get(account or ANY_ACCOUNT)
         if lane is None or lane.closed_by is None or (only_slots and lane.closed_by.scope is not Scope.SLOTS):
             return
@@ -800,6 +815,8 @@ class CloneQueue:
         """Put the intent on record; `None` if the request must not leave after all."""
         sent = _Sent(account, self._clock(), datetime.now(UTC))
         advance(job, Step.SEND)
+        if not any(earlier.account == (account or None) for earlier in job.history):
+            job.first_sent_t = sent.t
         job.attempts += 1
         job.history += (Attempt(account or None, sent.at),)
         try:
@@ -817,6 +834,11 @@ class CloneQueue:
             end_attempt(job, datetime.now(UTC), "not_sent", "cancelled before it left")
             self._withdraw(job)
             self._settle(job, cancelled(job, "it was cancelled before its request left"))
+            return None
+        if self._is_closing:
+            end_attempt(job, datetime.now(UTC), "not_sent", "the client was closed before it left")
+            self._withdraw(job)
+            self._requeue(job)
             return None
         self._tell(job, "sent")
         return sent
@@ -838,7 +860,13 @@ class CloneQueue:
             verdict = Unknown("the answer has no voice_id", verdict.status_code)
         match verdict:
             case Unknown():
+                if verdict.retry_after_s:
+                    self._pause(sent.account, verdict.retry_after_s)
                 await self._look_for_voice(job, sent, verdict)
+            case Refused() if verdict.scope is Scope.REQUEST and job.absences:
+                # What refuses a clone that went again may be the voice of the first: say, where names are unique.
+                doubt = Unknown(verdict.detail, verdict.status_code, verdict.code, if_absent=verdict, resends=0)
+                await self._look_for_voice(job, sent, doubt)
             case NotSent():
                 end_attempt(job, datetime.now(UTC), "not_sent", verdict.detail)
                 self._withdraw(job)
@@ -927,6 +955,12 @@ class CloneQueue:
             for staged in self._schedule.movable(account, now_t):
                 self._unstage(staged)
 
+    def _pause(self, account: str, wait_s: float) -> None:
+        """Send nothing to this account for a while: a failing remote asks for patience."""
+        self._schedule.pause(account, self._clock() + wait_s)
+        self._announce_lane("gate_shut", account, wait_s=wait_s)
+        self._store.pause(account, datetime.now(UTC) + timedelta(seconds=wait_s))
+
     def _can_move(self, job: Job) -> bool:
         if self._floor is not None:
             return self._floor.can_move(job)
@@ -952,7 +986,7 @@ class CloneQueue:
             return
         if job.cancelling is not None:
             self._settle(job, cancelled(job, "it was cancelled; no voice was made"))
-        elif self._is_closing:
+        elif self._is_closing and not self._store.is_durable:
             self._settle(job, cancelled(job, "the client was closed; no voice was made"))
         else:
             advance(job, Step.REQUEUE)
@@ -963,6 +997,8 @@ class CloneQueue:
                 self._schedule.add(job)
                 self._store.changed(job)
             self._tell(job, "queued")
+            if self._is_closing and not job.is_settled:
+                self._end_or_leave(job, cancelled(job, CLOSED_EARLY))
 
     def _wait_for_remote(self, job: Job, account: str, error: ApiError) -> None:
         """It cannot be reached: go again after a little, for as long as that has a point."""
@@ -993,8 +1029,10 @@ class CloneQueue:
             self._tell(job, "in_doubt", reason=unknown.detail, status_code=unknown.status_code)
         if self._floor is not None:
             await self._floor.refresh_ledger(sent.account)
+        # A voice of an earlier attempt here is the job's as well, should that attempt have been slower than all patience.
+        earlier_s = 0.0 if job.first_sent_t is None else max(0.0, sent.t - job.first_sent_t)
         evidence = self._witness.evidence(
-            sent.account, job.request.voice_name, sent.t, sent.at, self._settings.settle_after_s
+            sent.account, job.request.voice_name, sent.t, sent.at, self._settings.settle_after_s, earlier_s
         )
         async with aclosing(self._witness.find(sent.account, evidence)) as states:
             async for state in states:

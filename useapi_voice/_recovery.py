@@ -4,8 +4,8 @@ What to do about a clone whose answer was lost: look for its voice, adopt it, or
 There is no job id and no idempotency key, so the only witness is the account's list of cloned voices. A voice that was
 not there before, bears the job's name, is claimed by no other job and is not older than the attempt can only be this
 job's, because a lane never has two clones of one name in progress. The list may lag and a clone may take up to a
-minute, so absence is proven only by complete lists that still lack the voice: two of them, a pause apart, the last of
-them no earlier than `settle_after_s` after the request left. What cannot be proven is said to be unknown.
+minute, so absence is proven only by complete lists that still lack the voice: two of them, a pause apart, both no
+earlier than `settle_after_s` after the request left. What cannot be proven is said to be unknown.
 
     Waiting ──▶ Looking ──▶ Waiting ...
                    ├──▶ Found
@@ -26,7 +26,7 @@ LOOKS_AT: Final = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 PAUSE_PART: Final = 1 / 15
 """The pause between two looks after that, in parts of `settle_after_s`: 5 s."""
 LOOKS_TO_PROVE: Final = 2
-"""Complete lists without the voice, the last one after `settle_after_s`, before it counts as absent."""
+"""Complete lists without the voice, asked for after `settle_after_s`, before it counts as absent: one may be stale."""
 FAILURES_TO_GIVE_UP: Final = 4
 """Lists in a row that could not be had, after `settle_after_s`, before the outcome stays unknown."""
 CLOCK_TOLERANCE_S: Final = 3.0
@@ -48,7 +48,8 @@ class Evidence:
         has_baseline: Whether the voices that were there before are known.
         settle_after_s: After how many seconds the remote is surely done with it.
         looks: Complete lists so far that lacked the voice.
-        failures: Lists in a row that could not be had.
+        proofs: Those among them that were asked for when the remote was surely done.
+        failures: Lists in a row that could not be had, since the remote was surely done.
     """
 
     voice_name: str
@@ -58,6 +59,7 @@ class Evidence:
     has_baseline: bool
     settle_after_s: float
     looks: int = 0
+    proofs: int = 0
     failures: int = 0
 
     @property
@@ -135,14 +137,16 @@ class Looking:
             # proof either.
             doubt = f"a voice named {self.evidence.voice_name!r} is new, but seems older than this request"
             return self._after_failure(ListingFailed(doubt, is_final=False), now_t)
-        evidence = replace(self.evidence, looks=self.evidence.looks + 1, failures=0)
-        if evidence.looks >= LOOKS_TO_PROVE and seen.asked_t >= evidence.settles_t:
+        proofs = self.evidence.proofs + (seen.asked_t >= self.evidence.settles_t)
+        evidence = replace(self.evidence, looks=self.evidence.looks + 1, proofs=proofs, failures=0)
+        if evidence.proofs >= LOOKS_TO_PROVE:
             return Absent(evidence)
         return Waiting(evidence, _next_look_t(evidence, now_t))
 
     def _after_failure(self, seen: ListingFailed, now_t: float) -> State:
-        evidence = replace(self.evidence, failures=self.evidence.failures + 1)
-        if seen.is_final or (now_t >= evidence.settles_t and evidence.failures >= FAILURES_TO_GIVE_UP):
+        failures = self.evidence.failures + (now_t >= self.evidence.settles_t)
+        evidence = replace(self.evidence, failures=failures)
+        if seen.is_final or evidence.failures >= FAILURES_TO_GIVE_UP:
             return Unclear(evidence, seen.reason)
         return Waiting(evidence, _next_look_t(evidence, now_t))
 

@@ -272,6 +272,11 @@ class Schedule:
         lane.gate_t = max(lane.gate_t, now_t + (retry_after_s or 0.0))
         return lane.gate_t
 
+    def pause(self, account: str, until_t: float) -> None:
+        """Shut the gate until then, and change nothing else."""
+        lane = self.lane(account)
+        lane.gate_t = max(lane.gate_t, until_t)
+
     def back_off(self, account: str, now_t: float) -> float:
         """Shut the gate for a little, growing each time: the remote could not be reached."""
         lane = self.lanes[account]
@@ -355,13 +360,23 @@ class Schedule:
 
     def _send_ready(self, lane: Lane, now_t: float) -> Iterator[Send]:
         while lane.ready and lane.is_open(now_t) and self._has_free_place(lane):
-            free = [job for job in lane.ready.values() if _name(job) not in lane.names]
+            names = self._names_in_progress(lane)
+            free = [job for job in lane.ready.values() if _name(job) not in names]
             if not free:
                 return
             job = min(free)
             del lane.ready[job.id]
             self.occupy(job, lane.account)
             yield Send(job, lane.account)
+
+    def _names_in_progress(self, lane: Lane) -> set[str]:
+        # As with `_occupied`: an account without a name may be any of the others.
+        nameless = self.lanes.get(ANY_ACCOUNT)
+        if nameless is None:
+            return lane.names
+        if lane is nameless:
+            return set().union(*(other.names for other in self.lanes.values()))
+        return lane.names | nameless.names
 
     def _has_free_place(self, lane: Lane) -> bool:
         return self._occupied(lane) < lane.limit
@@ -393,7 +408,7 @@ class Schedule:
             return has_work
         # Jobs of one name go one after the other: a few of them at the front must not keep a second place empty.
         names = {_name(job) for jobs in (lane.uploading, lane.ready) for job in jobs.values()}
-        return lane.staged < MOST_STAGED and len(names - set(lane.names)) < room
+        return lane.staged < MOST_STAGED and len(names - self._names_in_progress(lane)) < room
 
     def _next_to_move(self, now_t: float) -> Stage | None:
         """Rule 3: an idle lane, and the least urgent of the staged jobs of the lane that has most without a place."""
@@ -411,11 +426,12 @@ class Schedule:
     def _movable(self, donor: Lane, taker: Lane, now_t: float) -> list[Job]:
         # A job goes only where it can be sent, and so does not come back before anything has changed.
         is_stuck = not self._can_send(donor, now_t)
+        blocked, taken = self._names_in_progress(donor), self._names_in_progress(taker)
         return [
             job
             for jobs in (donor.uploading, donor.ready)
             for job in jobs.values()
-            if job.pinned is None and (is_stuck or _name(job) in donor.names) and _name(job) not in taker.names
+            if job.pinned is None and (is_stuck or _name(job) in blocked) and _name(job) not in taken
         ]
 
     def _can_send(self, lane: Lane, now_t: float) -> bool:

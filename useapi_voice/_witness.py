@@ -101,15 +101,21 @@ class Witness:
             await ledger.answered.wait()
 
     def evidence(
-        self, account: str, voice_name: str, sent_t: float, sent_at: datetime, settle_after_s: float
+        self,
+        account: str,
+        voice_name: str,
+        sent_t: float,
+        sent_at: datetime,
+        settle_after_s: float,
+        earlier_s: float = 0.0,
     ) -> Evidence:
-        """Put together what is known of an attempt."""
+        """Put together what is known of an attempt; a voice may be from an attempt of the job `earlier_s` before it."""
         epoch_s = self._transport.server_epoch_s
         blind = epoch_s is None
         return Evidence(
             voice_name=voice_name,
             sent_t=sent_t,
-            sent_at_ms=(sent_at.timestamp() if epoch_s is None else epoch_s + sent_t) * 1000,
+            sent_at_ms=((sent_at.timestamp() if epoch_s is None else epoch_s + sent_t) - earlier_s) * 1000,
             clock_tolerance_s=_recovery.BLIND_CLOCK_TOLERANCE_S if blind else _recovery.CLOCK_TOLERANCE_S,
             has_baseline=self._ledger(account).has_baseline,
             settle_after_s=settle_after_s,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from .._client import VoiceClient

@@ -44,17 +44,18 @@ class _Result:
 async def run(plan: Plan) -> ExitCode:
     """Run the demo."""
     console = Console()
+    result = _Result([], [], 0.0)
     if plan.live:
         check_environment()
         console.print(f"On the real API: {plan.clones} real voices, each in a slot of your accounts.")
         async with VoiceClient() as client:
-            result = await _clone_all(client, plan, console)
+            await _clone_all(result, client, plan, console)
         _print_voices(result, console)
     else:
         async with Sandbox(accounts=plan.accounts, clone_s=plan.clone_s) as sandbox:
             console.print(f"The sandbox serves the API at {sandbox.base_url}; nothing leaves this machine.")
             async with VoiceClient(sandbox.token, base_url=sandbox.base_url) as client:
-                result = await _clone_all(client, plan, console)
+                await _clone_all(result, client, plan, console)
         _print_voices(result, console)
         _print_truth(sandbox, plan, result, console)
     return worst(code_of(error) for error in result.failures)
@@ -72,25 +73,19 @@ def _requests(plan: Plan) -> list[CloneRequest]:
     ]
 
 
-async def _clone_all(client: VoiceClient, plan: Plan, console: Console) -> _Result:
+async def _clone_all(result: _Result, client: VoiceClient, plan: Plan, console: Console) -> None:
     started = time.perf_counter()
-    result = _Result([], [], 0.0)
-    await _fill(result, client, plan, console, started)
-    result.took_s = time.perf_counter() - started
-    return result
-
-
-async def _fill(result: _Result, client: VoiceClient, plan: Plan, console: Console, started: float) -> None:
     async with _progress(client, plan.clones, console) as finished:
         jobs = await client.submit_many(_requests(plan))
         async for job in client.as_completed(jobs):
-            await _collect(job, result, time.perf_counter() - started)
+            result.took_s = time.perf_counter() - started
+            await _collect(job, result)
             finished()
 
 
-async def _collect(job: CloneJob, result: _Result, at_s: float) -> None:
+async def _collect(job: CloneJob, result: _Result) -> None:
     try:
-        result.voices.append((at_s, await job))
+        result.voices.append((result.took_s, await job))
     except CloneError as error:
         result.failures.append(error)
 

@@ -36,6 +36,7 @@ VERDICTS: Final = {
 }
 _LEFT_SHOWN: Final = 100
 _WIDEST_PX: Final = 30_000
+_NARROWEST_PX: Final = 640
 
 
 async def run(store: Path, out: Path) -> ExitCode:
@@ -131,8 +132,8 @@ def _tiles(
         ("Asked to wait", f"{verdicts['not_accepted']:,}", "times, by 429", ""),
     ]
     return "\n".join(
-        f'<li class="tile {kind}"><span class="label">{_e(label)}</span><strong>{_e(value)}</strong>'
-        f'<span class="hint">{_e(hint)}</span></li>'
+        f'<li class="tile {kind} {"long" if len(value) > 8 else ""}">'
+        f'<span class="label">{_e(label)}</span><strong>{_e(value)}</strong><span class="hint">{_e(hint)}</span></li>'
         for label, value, hint, kind in tiles
     )
 
@@ -168,7 +169,7 @@ def _sitting(number: int, sitting: Sitting, of: int) -> str:
         (bar.end - bar.start).total_seconds() for lane in sitting.lanes for place in lane.places for bar in place
     ]
     usual_s = max(0.1, statistics.median(lengths))
-    width_px = min(_WIDEST_PX, round(14 * sitting.span_s / usual_s))
+    width_px = min(_WIDEST_PX, max(_NARROWEST_PX, round(14 * sitting.span_s / usual_s)))
     label = f"{name}: what occupied each place; arrow keys go from one clone to the next"
     return (
         f'{head}<div class="scroll" tabindex="0" role="group" aria-label="{_e(label)}">'
@@ -178,7 +179,7 @@ def _sitting(number: int, sitting: Sitting, of: int) -> str:
 
 
 def _axis(sitting: Sitting, width_px: int) -> str:
-    wanted = max(3, min(60, max(width_px, 320) // 130))
+    wanted = min(60, width_px // 90)
     step_s = next(
         (
             nice
