@@ -46,7 +46,7 @@ LIFE_S = (0.1, 2.0)
 IN_FLIGHT_S = 0.25
 """An upload that the server stored so shortly before a kill may not have been read of by the client."""
 LIMIT_S = 120.0
-"""How long the last life of a batch may take."""
+"""How long the last life of a batch may wait for its jobs; then it says which of them are stuck, and in what."""
 FAULT = "__import__('useapi_voice.sandbox', fromlist=['Fault']).Fault"
 FAULTS = (
     "'clone-voice', {fault}.drop(None), probability=0.04, times=None",
@@ -94,11 +94,17 @@ async def drive(directory: Path, names: list[str], *, are_accepted: bool) -> Non
         else:
             jobs = dict(zip(names, await client.submit_many(requests(names, directory), keys=names), strict=True))
         print("accepted", flush=True)
-        for name, job in jobs.items():
-            try:
-                endings[name] = "forgotten" if job is None else (await job).voice_id
-            except CloneError as error:
-                endings[name] = f"{type(error).__name__}: {error}"
+        with anyio.move_on_after(LIMIT_S):
+            for name, job in jobs.items():
+                try:
+                    endings[name] = "forgotten" if job is None else (await job).voice_id
+                except CloneError as error:
+                    endings[name] = f"{type(error).__name__}: {error}"
+        left = [job for name, job in jobs.items() if job is not None and name not in endings]
+        if left:
+            waiting = "\n".join(f"{job.key}: {job.state}, {job.account}, {job.attempts} attempts" for job in left)
+            print(f"stuck:\n{waiting}\n{client.statistics()}", file=sys.stderr, flush=True)
+            os._exit(1)
     print(json.dumps(endings), flush=True)
 
 
@@ -139,7 +145,7 @@ class Batch:
             subprocess.Popen(command, stdout=out, env=environment) as driver,
         ):
             try:
-                status = driver.wait(LIMIT_S if life_s is None else life_s)
+                status = driver.wait(LIMIT_S + 30.0 if life_s is None else life_s)
             except subprocess.TimeoutExpired:
                 driver.kill()
                 driver.wait()

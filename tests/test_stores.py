@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
 import pytest
+from fleets import a_database
 from harness import both
 from stored import ACCOUNTS, a_job, a_voice, facts, keyed, requeue, send
 
@@ -31,6 +32,7 @@ from useapi_voice._recovery import voice_key
 from useapi_voice._replies import Refused, Scope
 from useapi_voice.stores import JobStore, KeyTaken, Recovered
 from useapi_voice.stores.memory import MemoryStore
+from useapi_voice.stores.postgres import PostgresStore
 from useapi_voice.stores.sqlite import SqliteStore
 
 pytestmark = both
@@ -51,18 +53,33 @@ def sqlite_member(directory: Path) -> Member:
 
 DURABLE: dict[str, Callable[[Path], Member]] = {"sqlite": sqlite_member}
 FAMILY: dict[str, Callable[[Path], Member]] = {"memory": lambda _: MemoryStore, **DURABLE}
+POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
 
 
-@pytest.fixture(params=FAMILY)
-def any_member(request: pytest.FixtureRequest, tmp_path: Path) -> Member:
+@contextmanager
+def a_member(name: str, directory: Path, backend: str) -> Generator[Member, None, None]:
+    """Make a member of the family."""
+    if name != "postgres":
+        yield FAMILY[name](directory)
+        return
+    if backend != "asyncio":
+        pytest.skip("its driver is asyncio's")
+    with a_database() as url:
+        yield lambda: PostgresStore(url, keep_s=KEEP_S)
+
+
+@pytest.fixture(params=[*FAMILY, POSTGRES])
+def any_member(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend_name: str) -> Iterator[Member]:
     """Give each member of the family."""
-    return FAMILY[request.param](tmp_path)
+    with a_member(request.param, tmp_path, anyio_backend_name) as member:
+        yield member
 
 
-@pytest.fixture(params=DURABLE)
-def member(request: pytest.FixtureRequest, tmp_path: Path) -> Member:
+@pytest.fixture(params=[*DURABLE, POSTGRES])
+def member(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend_name: str) -> Iterator[Member]:
     """Give each member whose jobs outlive the process."""
-    return DURABLE[request.param](tmp_path)
+    with a_member(request.param, tmp_path, anyio_backend_name) as member:
+        yield member
 
 
 @asynccontextmanager

@@ -799,12 +799,14 @@ class CloneQueue:
 
     @contextmanager
     def _holding_place(self, job: Job, account: str) -> Generator[None, None, None]:
+        is_over = False  # when this client closes, the remote may still be at it
         try:
             yield
+            is_over = True
         finally:
             self._running -= 1
             self._schedule.free_place(job, account)
-            if self._floor is not None:
+            if self._floor is not None and is_over:
                 cast("SharedStore", self._store).freed(job)
             if self._attempts_ended is not None:
                 self._attempts_ended.set()

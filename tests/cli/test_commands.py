@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 import useapi_voice.__main__
@@ -437,7 +438,7 @@ def test_jobs_show(cli: Cli, kept: Path) -> None:
     for name in ("Nobody", "Be"):
         missing = cli("jobs", "show", kept, name)
         assert missing.exit_code == 2
-        assert f"'{name.lower()}'" in missing.stderr.lower()
+        assert missing.stderr == f"No job has the key or id '{name}': useapi-voice jobs list shows them.\n"
 
 
 def test_jobs_show_of_one_that_has_not_ended(cli: Cli, sandbox: Sandbox, tmp_path: Path) -> None:
@@ -481,6 +482,19 @@ def test_jobs_of_no_store(cli: Cli, tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert "give the store of an earlier clone, or the manifest or folder" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["some.txt"]
+
+
+def test_jobs_of_a_store_in_use(cli: Cli, kept: Path, tmp_path: Path) -> None:
+    """While a clone runs, its store is its own; that is said, and neither a path nor a name is changed."""
+
+    async def look() -> str:
+        async with VoiceClient(store=f"{kept}.rehearsal.db", resume=False):
+            return await anyio.to_thread.run_sync(lambda: cli("jobs", "list", kept).stderr)
+
+    told = anyio.run(look)
+
+    assert told.startswith(f"{kept}.rehearsal.db has another owner")
+    assert told.endswith("A clone that is still running has its store to itself: try again when it has ended.\n")
 
 
 @pytest.mark.usefixtures("terminal")

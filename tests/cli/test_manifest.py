@@ -132,6 +132,7 @@ def test_source_is_not_there(cli: Cli, tmp_path: Path) -> None:
 
     assert result.exit_code == 2
     assert "Give a manifest (CSV or JSON Lines) or a folder of recordings." in result.stderr
+    assert cli("plan", "nowhere.csv").stderr.startswith("nowhere.csv does not exist")
 
 
 def test_huge_manifest(cli: Cli, manifest: Write, monkeypatch: pytest.MonkeyPatch) -> None:

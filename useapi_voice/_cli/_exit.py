@@ -135,6 +135,8 @@ def remedy_of(error: BaseException) -> str:
             return (
                 "Look for the voice (useapi-voice voices list); if it is not there: useapi-voice jobs retry --unknown."
             )
+        case StoreError() if "another owner" in error.message:
+            return "A clone that is still running has its store to itself: try again when it has ended."
         case CloneCancelled() | DeadlineExceeded():
             return "Run this again."
         case ApiError():
@@ -152,8 +154,9 @@ def explain(error: BaseException) -> str:
     else:
         message = paragraph(f"An unexpected error: {type(error).__name__}: {error}")
         remedy = "Run it again with --debug to see where; what was accepted is kept in the store."
-    # The library's messages begin small, as clauses do.
-    message = message[:1].upper() + message[1:]
+    if isinstance(error, UseapiVoiceError) and not isinstance(error, StoreError):
+        # These begin small, as clauses do; those of stores, and our own, may begin with a name.
+        message = message[:1].upper() + message[1:]
     separator = "" if not remedy else " " if message.endswith((".", "!", "?", ":")) else ". "
     return f"{message}{separator}{remedy}"
 

@@ -78,7 +78,7 @@ def pick(rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
         if not fits and len(name) >= _SHORTEST_ID:
             fits = [row for row in rows if row["id"].startswith(name)]
         if len(fits) != 1:
-            what = f"{len(fits)} jobs fit" if fits else "no job has the key or id"
-            raise CliError(ExitCode.USAGE, f"{what} {shown(name)!r}: useapi-voice jobs list shows them.".capitalize())
+            what = f"{len(fits)} jobs fit" if fits else "No job has the key or id"
+            raise CliError(ExitCode.USAGE, f"{what} {shown(name)!r}: useapi-voice jobs list shows them.")
         found += fits
     return found

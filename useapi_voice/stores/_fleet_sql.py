@@ -74,7 +74,7 @@ _TO_VERSION_1: Final = (
         account text PRIMARY KEY,
         ordinal integer,
         limit_now integer,
-        pause_until timestamptz NOT NULL DEFAULT '-infinity',
+        pause_until timestamptz NOT NULL DEFAULT 'epoch',
         closed_by text,
         look_again_at timestamptz,
         baseline text[]
@@ -174,7 +174,8 @@ CHANGED: Final = """
 SETTLED: Final = f"""
     WITH ended AS (
         UPDATE useapi_voice.jobs
-        SET state = $3, account = $4, payload = $5, attempts = $6, voice_id = $7, settled_at = now()
+        SET state = $3, account = $4, payload = $5, attempts = $6, voice_id = $7, settled_at = now(),
+            seat = CASE WHEN $8 THEN NULL ELSE seat END, owner = CASE WHEN $8 THEN NULL ELSE owner END
         WHERE id = $1 AND settled_at IS NULL AND (
             owner IS NOT DISTINCT FROM $2
             OR ($7::text IS NOT NULL AND state IN ('sent', 'in_doubt') AND attempts = $6)
@@ -399,6 +400,7 @@ UPLOADED: Final = """
 UPLOAD_FAILED: Final = """
     DELETE FROM useapi_voice.uploads WHERE account = $1 AND sha256 = $2 AND file_id IS NULL AND uploader = $3
 """
+DROP_UPLOADING: Final = "DELETE FROM useapi_voice.uploads WHERE uploader = $1 AND file_id IS NULL"
 FORGET_UPLOADS: Final = "DELETE FROM useapi_voice.uploads WHERE account = $1 AND file_id = ANY($2)"
 
 # --- replicas, and what is swept -------------------------------------------------------------------------------------

@@ -63,9 +63,8 @@ class _Work:
     has_left: bool = False
     away: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def check(self) -> None:
-        if self.has_left and not self.in_progress:
-            self.away.set()
+    is_free: bool = False
+    """Whether its ending was written with its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,7 +444,8 @@ class Turns:
             # Not begun: the next look at this seat finds it, and lets go of it.
             logger.debug("job %s must wait: %s", job.id, error)
         finally:
-            del self._work[job.id]
+            if not self._is_stopping:
+                del self._work[job.id]
 
     async def _until_stopping(self, event: asyncio.Event) -> None:
         waits = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(self._stopping.wait())}
@@ -482,13 +482,28 @@ class Turns:
         """The remote is done with its request."""
         if job_id in self._work:
             self._work[job_id].in_progress = False
-            self._work[job_id].check()
+            self._check(job_id)
 
     def has_left(self, job_id: str) -> None:
         """It has ended, or was handed back, and that is on record."""
         if job_id in self._work:
             self._work[job_id].has_left = True
-            self._work[job_id].check()
+            self._check(job_id)
+
+    def is_over(self, job_id: str) -> bool:
+        """Whether its place is free when its ending is written now."""
+        work = self._work.get(job_id)
+        if work is None:
+            return True
+        work.is_free = not work.in_progress
+        return work.is_free
+
+    def _check(self, job_id: str) -> None:
+        work = self._work[job_id]
+        if work.has_left and not work.in_progress:
+            if not work.is_free:
+                self._store.free_seat(job_id)
+            work.away.set()
 
     # --- claims ------------------------------------------------------------------------------------------------------
 

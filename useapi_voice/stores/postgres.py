@@ -61,7 +61,7 @@ OWED_S: Final = 600.0
 """For how long an ending is kept from its waiters while the database is away; then it is told all the same."""
 CLOSE_S: Final = 10.0
 """How long closing waits for the database to take what is owed."""
-UPLOAD_LEASE_S: Final = 90.0
+UPLOAD_LEASE_S: Final = 60.0
 """How long other replicas wait for one that uploads a content that they need as well."""
 LOOK_FOR_UPLOAD_S: Final = 0.2
 SAMPLE_GRACE_S: Final = 60.0
@@ -518,13 +518,14 @@ class PostgresStore:
     def settled(self, job: Job, outcome: Outcome, announce: Callable[[], None]) -> None:
         """Keep how the job ended, then call `announce`; after `OWED_S` in any case."""
         row = codec.encode(job, outcome=outcome, settled_at=datetime.now(UTC))
-        owner, attempts = self.owner, job.attempts
+        owner, attempts, turns = self.owner, job.attempts, self._turns
 
         async def write(connection: Connection) -> None:
-            if not await connection.fetchval(sql.SETTLED, row.id, owner, *_state(row), attempts, row.voice_id):
+            # The remote may still be at work for a job whose time is up: then its place is not free.
+            is_over = turns is None or turns.is_over(job.id)
+            values = (*_state(row), attempts, row.voice_id, is_over)
+            if not await connection.fetchval(sql.SETTLED, row.id, owner, *values):
                 logger.info("job %s is another replica's by now, or was forgotten", row.id)
-
-        turns = self._turns
 
         def announced() -> None:
             if turns is not None:
@@ -550,6 +551,10 @@ class PostgresStore:
         """Note that the remote is done with its request."""
         if self._turns is not None:
             self._turns.was_freed(job.id)
+
+    def free_seat(self, job_id: str) -> None:
+        """Note that the place of a job that had ended before is free."""
+        self._put(_Op("freeing a place", lambda c: c.execute(sql.FREE_SEAT, job_id, self.owner)))
 
     def cancel(self, job: Job, voice: CancelChoice) -> None:
         """End the job if nobody has it, else ask who has."""
@@ -669,6 +674,8 @@ class PostgresStore:
                     file_id: str | None = await connection.fetchval(sql.FILE_ID, account, sha256)
                     if file_id is not None:
                         return file_id
+                    if self._desk is None:
+                        return None
                     mine = (account, sha256, self.replica, UPLOAD_LEASE_S)
                     if await connection.fetchval(sql.CLAIM_UPLOAD, *mine):
                         return None
@@ -779,6 +786,7 @@ class PostgresStore:
         with contextlib.suppress(StoreError):
             async with self.reading("signing out") as connection:
                 await connection.execute(sql.LEFT, self.replica)
+                await connection.execute(sql.DROP_UPLOADING, self.replica)
 
 
 async def set_accounts(connection: Connection, names: Sequence[str]) -> None:

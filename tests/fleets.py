@@ -1,0 +1,80 @@
+"""What the tests of the fleet share: a PostgreSQL server, if there is one, and a database for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+LOOPBACK = "postgresql://postgres@127.0.0.1:5432/postgres"
+
+
+async def _run(url: str, *statements: str) -> list[Any]:
+    connection = await asyncpg.connect(url, timeout=3)
+    try:
+        return [await connection.fetch(statement) for statement in statements]
+    finally:
+        await connection.close()
+
+
+def run_sql(url: str, *statements: str) -> list[Any]:
+    """Run statements on a loop of their own, each in its own transaction, and return their rows."""
+    results: list[Any] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            results.extend(asyncio.run(_run(url, *statements)))
+        except Exception as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+
+    import threading
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+@cache
+def server() -> tuple[str | None, str]:
+    """Return the URL of a server, or why there is none."""
+    url = _NAMED or LOOPBACK
+    try:
+        run_sql(url, "SELECT 1")
+    except Exception as error:  # noqa: BLE001 - whatever it is, there is no server
+        return None, f"no PostgreSQL: {type(error).__name__}; name one in USEAPI_VOICE_TEST_POSTGRES"
+    return url, ""
+
+
+# Read before any test hides the environment.
+_NAMED = os.environ.get("USEAPI_VOICE_TEST_POSTGRES")
+
+
+def on(url: str, database: str) -> str:
+    """Return the URL of another database of the same server."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{database}"))
+
+
+@contextmanager
+def a_database() -> Generator[str, None, None]:
+    """Make a database for one test, and drop it afterwards; skips where there is no server."""
+    url, why = server()
+    if url is None:
+        pytest.skip(why)
+    name = f"useapi_voice_test_{uuid.uuid4().hex[:12]}"
+    run_sql(url, f"CREATE DATABASE {name}")
+    try:
+        yield on(url, name)
+    finally:
+        run_sql(url, f"DROP DATABASE {name} WITH (FORCE)")
