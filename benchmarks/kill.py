@@ -41,8 +41,10 @@ from _common import Server, machine, report, sandbox_process, table
 
 from useapi_voice import CloneError, CloneRequest, VoiceClient
 
-LIFE_S = (0.1, 2.0)
-"""How long a life is before it is killed: from before the store is open to well into the clones."""
+BIRTH_S = 1.0
+"""One kill in five comes so soon after the start, at the most: while the store is opened, or the batch submitted."""
+LIFE_S = 1.5
+"""The others come so long after the driver has all its jobs, at the most."""
 IN_FLIGHT_S = 0.25
 """An upload that the server stored so shortly before a kill may not have been read of by the client."""
 LIMIT_S = 120.0
@@ -133,8 +135,8 @@ class Batch:
     are_accepted: bool = False
     endings: dict[str, str] | None = None
 
-    def live(self, life_s: float | None) -> None:
-        """Run the driver, and kill it after `life_s` unless it is done by then."""
+    def live(self, *, is_last: bool) -> None:
+        """Run the driver, and kill it at some instant unless it is done by then, or this is the last life."""
         self.lives += 1
         command = [sys.executable, __file__, "--drive", str(self.directory), *self.names]
         if self.are_accepted:
@@ -144,13 +146,17 @@ class Batch:
             open(self.directory / "out", "w+", encoding="utf-8") as out,  # noqa: PTH123
             subprocess.Popen(command, stdout=out, env=environment) as driver,
         ):
+            is_birth = self.dice.random() < 0.2
+            while not is_last and not is_birth and driver.poll() is None and not os.fstat(out.fileno()).st_size:
+                time.sleep(0.002)
             try:
-                status = driver.wait(LIMIT_S + 30.0 if life_s is None else life_s)
+                status = driver.wait(
+                    LIMIT_S + 30.0 if is_last else self.dice.uniform(0, BIRTH_S if is_birth else LIFE_S)
+                )
             except subprocess.TimeoutExpired:
                 driver.kill()
                 driver.wait()
-                if life_s is None:
-                    raise
+                assert not is_last, "the driver hangs"
                 now: float = self.server.ask("sandbox.now()")
                 self.kills.append(Kill(now, self.uploads_on_record()))
             else:
@@ -222,9 +228,9 @@ def run_batch(number: int, jobs: int, kills: int, dice: random.Random) -> Counte
             server.ask(f"sandbox.fail({fault.format(fault=FAULT)}) and None")
         batch = Batch(server, directory, names, dice)
         while len(batch.kills) < kills and batch.endings is None:
-            batch.live(dice.uniform(*LIFE_S))
+            batch.live(is_last=False)
         if batch.endings is None:
-            batch.live(None)
+            batch.live(is_last=True)
         return batch.figures()
 
 

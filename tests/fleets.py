@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import subprocess
+import sys
+import threading
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -35,8 +41,6 @@ def run_sql(url: str, *statements: str) -> list[Any]:
             results.extend(asyncio.run(_run(url, *statements)))
         except Exception as error:  # noqa: BLE001 - raised below
             errors.append(error)
-
-    import threading
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -78,3 +82,57 @@ def a_database() -> Generator[str, None, None]:
         yield on(url, name)
     finally:
         run_sql(url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+class Worker:
+    """A working replica in a process of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fleet_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(options) + "\n")
+        self.process.stdin.flush()
+
+    def wait_ready(self) -> None:
+        """Wait until it works."""
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """End it in order, if it is still there, and return its code."""
+        if self.process.poll() is None:
+            assert self.process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+        try:
+            code = self.process.wait(20)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                assert pipe is not None
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        return code
+
+
+@contextmanager
+def workers(count: int, **options: Any) -> Generator[list[Worker], None, None]:
+    """Run so many working replicas."""
+    running = [Worker(**options) for _ in range(count)]
+    try:
+        for worker in running:
+            worker.wait_ready()
+        yield running
+    finally:
+        for worker in running:
+            worker.stop()

@@ -54,7 +54,8 @@ def descendants(cls: type[UseapiVoiceError]) -> Iterator[type[UseapiVoiceError]]
         yield from descendants(child)
 
 
-CLASSES = tuple(descendants(UseapiVoiceError))
+# Those of other rooms, such as a store's KeyTaken, never leave the library.
+CLASSES = tuple(cls for cls in descendants(UseapiVoiceError) if cls.__module__ == "useapi_voice")
 
 
 def build(cls: type[UseapiVoiceError]) -> UseapiVoiceError:

@@ -328,7 +328,7 @@ def test_a_proxy_whose_clock_is_not_the_voices_clock(date_shift_s: float, expect
 
 
 def test_a_voice_that_showed_itself_late_stops_the_resending() -> None:
-    """Taken for absent and sent again, a clone whose first voice then shows itself is adopted, not sent a third time."""
+    """Taken for absent and sent again, a clone whose first voice then shows itself is adopted, not sent once more."""
 
     async def main() -> None:
         # The first voice is made at 20 s and listed at 85 s; the second request leaves at 80 s, and makes nothing.

@@ -219,7 +219,7 @@ class VoiceClient:
     def _open_store(self) -> JobStore:
         if isinstance(self._store, _Url):
             settings = self._settings
-            return _fleet_module().PostgresStore(
+            fleet: JobStore = _fleet_module().PostgresStore(
                 self._store.reveal(),
                 keep_s=settings.keep_s,
                 clone_timeout_s=settings.clone_timeout_s,
@@ -228,6 +228,7 @@ class VoiceClient:
                 max_parallel=settings.max_parallel,
                 work=self._work,
             )
+            return fleet
         return _open_store(self._store, self._settings.keep_s)
 
     def _on_switch(self, generation: Generation) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import fields
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from ._errors import ApiError, AuthenticationError, CloneCancelled, CloneError, StoreError, SubscriptionError
+from ._errors import ApiError, AuthenticationError, CloneError, StoreError, SubscriptionError
 from ._events import CloneJob
 from ._jobs import CancelChoice, Job
 from ._outcomes import cancelled, out_of_time, refusal
@@ -33,7 +34,7 @@ DISCOVER_AGAIN_S: Final = 5.0
 """Between two rounds of asking which accounts there are."""
 REFUSED_PAUSE_S: Final = 60.0
 """For how long a process whose token was refused takes no jobs: every call would be refused."""
-_OURS: Final = {"files", "queue_deadline_t", "deadline_t", "outcome", "watchers", "settled_seq"}
+_OURS: Final = {"files", "queue_deadline_t", "deadline_t", "outcome", "watchers", "settled_seq", "first_sent_t"}
 """Fields of a job that are this process's own."""
 _NOTES: Final = {"not_sent_since_t", "uploads_forgotten"}
 """Likewise, and kept while the job is elsewhere."""
@@ -123,9 +124,8 @@ class Floor:
         """Settle the handle of a job that is no longer there."""
         job = self.elsewhere.get(job_id)
         if job is not None:
-            facts = {"job_id": job.id, "account": job.account or None, "voice_name": job.request.voice_name}
             message = "the job was forgotten before anybody here learned how it ended"
-            self._leave(job, CloneCancelled(message, **facts, voice_may_exist=True))
+            self._leave(job, cancelled(job, message, voice_may_exist=True))
 
     # --- work --------------------------------------------------------------------------------------------------------
 
@@ -160,6 +160,13 @@ class Floor:
         job = self._bring_here(job)
         self._pins[job.id] = job.pinned
         job.pinned = job.account = account
+        first = next((attempt for attempt in job.history if attempt.account == (account or None)), None)
+        if first is None:
+            job.first_sent_t = None
+        else:
+            # By the clocks of whoever sent it and of this host: no other is left.
+            ago_s = (datetime.now(UTC) - first.sent_at).total_seconds()
+            job.first_sent_t = anyio.current_time() - max(0.0, ago_s)
         if ledger is not None:
             queue._witness.replace(account, ledger)
         if sent_ago_s is not None:

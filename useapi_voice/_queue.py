@@ -164,7 +164,7 @@ class CloneQueue:
         self._tasks: TaskGroup | None = None
         self._clock: Callable[[], float] = anyio.current_time
         self._floor = Floor(self, cast("SharedStore", store)) if store.is_shared else None
-        """What a fleet's store asks of this queue, and which of its jobs are elsewhere; `None` for a store of our own."""
+        """What a fleet's store asks of this queue, and which of its jobs are elsewhere; `None` for other stores."""
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -999,7 +999,9 @@ class CloneQueue:
                 self._schedule.add(job)
                 self._store.changed(job)
             self._tell(job, "queued")
-            if self._is_closing and not job.is_settled:
+            if self._is_closing and self._floor is not None:
+                self._floor.leave_all()
+            elif self._is_closing and not job.is_settled:
                 self._end_or_leave(job, cancelled(job, CLOSED_EARLY))
 
     def _wait_for_remote(self, job: Job, account: str, error: ApiError) -> None:
@@ -1031,7 +1033,7 @@ class CloneQueue:
             self._tell(job, "in_doubt", reason=unknown.detail, status_code=unknown.status_code)
         if self._floor is not None:
             await self._floor.refresh_ledger(sent.account)
-        # A voice of an earlier attempt here is the job's as well, should that attempt have been slower than all patience.
+        # A voice of an earlier attempt here is the job's as well, should that one have been slower than all patience.
         earlier_s = 0.0 if job.first_sent_t is None else max(0.0, sent.t - job.first_sent_t)
         evidence = self._witness.evidence(
             sent.account, job.request.voice_name, sent.t, sent.at, self._settings.settle_after_s, earlier_s

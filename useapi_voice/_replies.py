@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final, TypeVar, assert_never
 
 from pydantic import BaseModel, ValidationError
@@ -415,6 +416,7 @@ def server_time(reply: Reply) -> datetime | None:
     return _http_date(reply.headers.get("date", ""))
 
 
+@lru_cache(maxsize=8)  # the `Date` of all answers within a second is the same text
 def _http_date(text: str) -> datetime | None:
     try:
         moment = parsedate_to_datetime(text)

@@ -158,7 +158,10 @@ class Witness:
         return [voice async for voice in list_voices(self._transport, account or None, cloned=True, tries=1)]
 
     def _ledger(self, account: str) -> _Ledger:
-        return self._ledgers.setdefault(account, _Ledger())
+        ledger = self._ledgers.get(account)
+        if ledger is None:
+            ledger = self._ledgers[account] = _Ledger()
+        return ledger
 
 
 async def list_voices(

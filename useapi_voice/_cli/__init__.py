@@ -12,7 +12,7 @@ import typer
 
 from .._jobs import JobState
 from .._version import __version__
-from . import _clone, _demo, _doctor, _jobs, _plan, _report, _sandbox, _voices
+from . import _clone, _demo, _doctor, _fleet, _jobs, _plan, _report, _sandbox, _voices
 from ._batch import Style
 from ._connect import AccountOption, JsonOption
 from ._exit import EPILOG, Debug, run
@@ -279,3 +279,4 @@ def sandbox(
 
 app.add_typer(voices_app, name="voices")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(_fleet.fleet_app, name="fleet")

@@ -65,6 +65,7 @@ _TO_VERSION_1: Final = (
     CREATE INDEX jobs_deadlines ON useapi_voice.jobs (LEAST(queue_deadline_at, deadline_at))
     WHERE state = 'queued' AND owner IS NULL
     """,
+    "CREATE INDEX jobs_claimed ON useapi_voice.jobs (owner) WHERE state = 'queued' AND owner IS NOT NULL",
     "CREATE INDEX jobs_unsettled ON useapi_voice.jobs (seq) WHERE settled_at IS NULL",
     "CREATE INDEX jobs_by_end ON useapi_voice.jobs (settled_at)",
     "CREATE INDEX jobs_ended ON useapi_voice.jobs (account) WHERE settled_at IS NOT NULL",
@@ -117,7 +118,8 @@ MIGRATIONS: Final[tuple[Sequence[str], ...]] = (_TO_VERSION_1,)
 HAS_SCHEMA: Final = "SELECT to_regclass('useapi_voice.settings') IS NOT NULL"
 VERSION: Final = "SELECT version FROM useapi_voice.settings"
 SET_VERSION: Final = """
-    INSERT INTO useapi_voice.settings (version) VALUES ($1) ON CONFLICT (is_only) DO UPDATE SET version = excluded.version
+    INSERT INTO useapi_voice.settings (version) VALUES ($1)
+    ON CONFLICT (is_only) DO UPDATE SET version = excluded.version
 """
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
@@ -201,9 +203,9 @@ ENDED: Final = f"SELECT {COLUMNS} FROM useapi_voice.jobs WHERE id = ANY($1) AND 
 ENDED_SINCE: Final = """
     SELECT id FROM useapi_voice.jobs WHERE settled_at > now() - make_interval(secs => $1)
 """
-GONE: Final = (
-    "SELECT wanted FROM unnest($1::text[]) wanted WHERE NOT EXISTS (SELECT FROM useapi_voice.jobs WHERE id = wanted)"
-)
+GONE: Final = """
+    SELECT wanted FROM unnest($1::text[]) wanted WHERE NOT EXISTS (SELECT FROM useapi_voice.jobs WHERE id = wanted)
+"""
 CANCELLING: Final = """
     SELECT id, cancelling FROM useapi_voice.jobs WHERE owner = $1 AND cancelling IS NOT NULL AND settled_at IS NULL
 """
@@ -221,9 +223,18 @@ LOCK_GATE: Final = f"{_GATE} WHERE account IN ($1, '') ORDER BY account FOR UPDA
 LOCK_ALL_GATES: Final = f"{_GATE} ORDER BY account FOR UPDATE"
 OCCUPIED: Final = "SELECT account, count(*) FROM useapi_voice.jobs WHERE seat IS NOT NULL GROUP BY account"
 ON_SEAT: Final = f"SELECT owner, {_EXTRA} FROM useapi_voice.jobs WHERE account = $1 AND seat = $2"
+# What lies on another seat that no turn holds: its owner left in order, and the next turn need not be of that seat.
+ORPHAN: Final = f"""
+    SELECT owner, {_EXTRA} FROM useapi_voice.jobs
+    WHERE account = $1 AND seat IS NOT NULL AND seat <> $2 AND NOT id = ANY($3) AND NOT EXISTS (
+        SELECT FROM useapi_voice.pgqueuer turn
+        WHERE turn.entrypoint = '{TURN_PREFIX}' || $1 AND turn.status = 'picked' AND turn.slot = jobs.seat
+    )
+    ORDER BY seat LIMIT 1
+"""
 CLEAR_SEAT: Final = "UPDATE useapi_voice.jobs SET seat = NULL, owner = NULL WHERE id = $1"
 RELEASE: Final = "UPDATE useapi_voice.jobs SET seat = NULL, owner = NULL, account = pinned WHERE id = $1"
-TAKE_OVER: Final = "UPDATE useapi_voice.jobs SET owner = $2 WHERE id = $1"
+TAKE_OVER: Final = "UPDATE useapi_voice.jobs SET owner = $2, seat = $3 WHERE id = $1"
 
 
 def _waiting(where: str, account: str) -> str:
@@ -416,6 +427,13 @@ REPLICAS: Final = """
     FROM useapi_voice.replicas ORDER BY started_at
 """
 DEPTH: Final = "SELECT state, pinned, count(*) FROM useapi_voice.jobs GROUP BY state, pinned ORDER BY state, pinned"
+# Jobs that somebody claimed in order to end them, and died.
+LET_GO: Final = """
+    UPDATE useapi_voice.jobs SET owner = NULL
+    WHERE state = 'queued' AND owner IS NOT NULL AND seat IS NULL AND NOT EXISTS (
+        SELECT FROM useapi_voice.replicas WHERE id = owner AND seen_at > now() - interval '1 minute'
+    )
+"""
 DROP_OLD: Final = """
     DELETE FROM useapi_voice.jobs WHERE seq IN (
         SELECT seq FROM useapi_voice.jobs

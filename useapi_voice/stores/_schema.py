@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
+import asyncpg
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
 from pgqueuer.adapters.persistence.qb import QueryBuilderEnvironment, QueryQueueBuilder, QuerySchedulerBuilder
 from pgqueuer.adapters.persistence.queries import Queries
@@ -13,6 +14,18 @@ from pgqueuer.ports.driver import Driver
 
 from .._errors import StoreError
 from . import _fleet_sql as sql
+
+AWAY: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.TooManyConnectionsError,
+)
+"""What is raised while the database cannot be reached, or takes no connections, whatever was asked of it."""
 
 
 def queue_settings() -> DBSettings:
@@ -58,7 +71,7 @@ async def check_schema(connection: Any) -> bool:
             f"the fleet's schema was made by a newer version of useapi_voice (schema {version}, this one knows "
             f"{len(sql.MIGRATIONS)}): upgrade"
         )
-    return version == len(sql.MIGRATIONS)
+    return bool(version == len(sql.MIGRATIONS))
 
 
 async def migrate(connection: Any) -> None:

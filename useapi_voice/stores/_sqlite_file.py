@@ -196,9 +196,9 @@ class File:
             isolation_level=None,
             check_same_thread=False,
         )
-        # Before anything is read: with it, the first look takes hold of the file, alone, until the process has ended.
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         try:
+            # Before anything is read: with it, the first look takes hold of the file, alone, until the process ends.
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except BaseException:
             connection.close()

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import asyncpg
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
@@ -30,7 +30,7 @@ from .._errors import StoreError
 from .._jobs import OCCUPYING_STATES, Job, JobState
 from . import Desk, Ledger
 from . import _fleet_sql as sql
-from ._schema import queries
+from ._schema import AWAY, queries
 
 if TYPE_CHECKING:
     from .postgres import PostgresStore
@@ -160,7 +160,7 @@ class Turns:
             connection = await self._store.address.connect()
             for channel in (sql.CHANNEL, sql.TURNS_CHANNEL):
                 await connection.add_listener(channel, self._hear)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (asyncpg.PostgresError, *AWAY) as error:
             raise self._store.address.explain("listening", error) from None
         return connection
 
@@ -196,6 +196,8 @@ class Turns:
             case "w":
                 self._wants_turns = True
                 self._rouse()
+            case _:
+                pass
         self._news.set()
 
     def _rouse(self) -> None:
@@ -255,6 +257,7 @@ class Turns:
             async with self._store.reading("reading how jobs ended") as connection:
                 rows = await connection.fetch(sql.ENDED, wanted)
             for row in rows:
+                self._store.know(row)
                 self._desk.has_ended(self._store.decode(row))
 
     async def _heed_cancels(self) -> None:
@@ -350,7 +353,9 @@ class Turns:
         blocked: list[tuple[str | None, Any]] = list(out.items())
         if pool and all(gate.refused is not None for gate in pool):
             # A full account mends itself with one delete; say that, where both are true of some.
-            blocked.append((None, min((gate.refused for gate in pool if gate.refused), key=lambda x: x.scope.name != "SLOTS")))
+            blocked.append(
+                (None, min((gate.refused for gate in pool if gate.refused), key=lambda x: x.scope.name != "SLOTS"))
+            )
         for pinned, refused in blocked:
             async with self._store.reading("looking for jobs that nobody can serve") as connection:
                 rows = await connection.fetch(sql.CLAIM_BLOCKED, self._store.owner, pinned)
@@ -388,7 +393,7 @@ class Turns:
                     batch_size=1,
                     heartbeat_timeout=timedelta(seconds=self._store.lease_s),
                 )
-            except (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, RuntimeError, TimeoutError) as error:
+            except (StoreError, asyncpg.PostgresError, RuntimeError, *AWAY) as error:
                 logger.warning("turns are taken again in %g s: %s", pause_s, self._store.address.explain("it", error))
                 await asyncio.sleep(pause_s)
                 pause_s = min(30.0, 2 * pause_s)
@@ -527,32 +532,39 @@ class Turns:
     async def _claim(self, account: str, seat: int) -> _Claim:
         """Look at the seat first: what somebody left on it comes before anything new."""
         async with self._store.reading("claiming a job") as connection, connection.transaction():
-            gates = await connection.fetch(sql.LOCK_GATE if account else sql.LOCK_ALL_GATES, *([account] if account else []))
+            gates = await connection.fetch(
+                sql.LOCK_GATE if account else sql.LOCK_ALL_GATES, *([account] if account else [])
+            )
             left = await connection.fetchrow(sql.ON_SEAT, account, seat)
             if left is not None and left["id"] not in self._work:
-                claim = await self._inherit(connection, left)
+                claim = await self._inherit(connection, left, seat)
                 if claim is not None:
                     return claim
             elif left is not None:
                 return _Claim(wait_s=POLL_S)
             if not self._desk.is_taking:
                 return _Claim(wait_s=float("inf"))
+            orphan = await connection.fetchrow(sql.ORPHAN, account, seat, list(self._work))
+            if orphan is not None and (claim := await self._inherit(connection, orphan, seat)) is not None:
+                return claim
             gate = next((row for row in gates if row["account"] == account), None)
             if gate is None or gate["is_closed"]:
                 return _Claim(wait_s=float("inf"))
             if (wait_s := max(gate["wait_s"], self._desk.gate_s(account))) > 0:
                 return _Claim(wait_s=wait_s)
-            if not await self._has_room(connection, account, gate, has_nameless=any(not row["account"] for row in gates)):
+            if not await self._has_room(
+                connection, account, gate, has_nameless=any(not row["account"] for row in gates)
+            ):
                 return _Claim()
             row = await connection.fetchrow(sql.CLAIM, account, seat, self._store.owner, gate["serves_pool"])
             if row is None:
                 return _Claim()
             return _Claim(self._store.decode_claimed(row), serves_pool=gate["serves_pool"])
 
-    async def _inherit(self, connection: Any, left: Any) -> _Claim | None:
+    async def _inherit(self, connection: Any, left: Any, seat: int) -> _Claim | None:
         """Deal with what lies on the seat; `None` when it is free then."""
         if JobState(left["state"]) in OCCUPYING_STATES:
-            await connection.execute(sql.TAKE_OVER, left["id"], self._store.owner)
+            await connection.execute(sql.TAKE_OVER, left["id"], self._store.owner, seat)
             logger.info("job %s was left in doubt: this process looks for its voice", left["id"])
             return _Claim(self._store.decode_claimed(left), sent_ago_s=max(0.0, left["sent_ago_s"] or 0.0))
         if left["settled_at"] is None:
@@ -605,14 +617,7 @@ class _PatientDriver(Driver):
             try:
                 async with self._connection() as connection:
                     return await run(connection)
-            except (
-                OSError,
-                TimeoutError,
-                asyncpg.InterfaceError,
-                asyncpg.PostgresConnectionError,
-                asyncpg.OperatorInterventionError,
-                asyncpg.TooManyConnectionsError,
-            ):
+            except AWAY:
                 if self._turns._is_stopping:
                     raise
             await asyncio.sleep(pause_s)
@@ -642,7 +647,7 @@ class _PatientDriver(Driver):
     def tm(self) -> TaskManager:
         return TaskManager()
 
-    async def __aenter__(self) -> _PatientDriver:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None: ...

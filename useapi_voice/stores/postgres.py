@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import anyio.lowlevel
 import asyncpg
 
 from .. import _errors
@@ -43,7 +42,7 @@ from .._recovery import voice_key
 from .._replies import Refused, Scope
 from . import Desk, Gate, KeyTaken, Ledger, Recovered, codec
 from . import _fleet_sql as sql
-from ._schema import check_schema, migrate
+from ._schema import AWAY, check_schema, migrate
 from ._turns import Turns
 from .codec import Row
 
@@ -54,8 +53,8 @@ Connection = Any
 
 LEASE_MARGIN_S: Final = 30.0
 """By how much the lease of a turn outlives the longest call, and the longest doubt."""
-CONNECT_S: Final = 10.0
-QUERY_S: Final = 20.0
+CONNECT_S: Final = 10
+QUERY_S: Final = 20
 """How long one query may take before its connection counts as lost."""
 OWED_S: Final = 600.0
 """For how long an ending is kept from its waiters while the database is away; then it is told all the same."""
@@ -72,10 +71,6 @@ KNOWN_KEYS: Final = 10_000
 """Jobs of this process that `find_nowait` knows by key."""
 MOST_AT_ONCE: Final = 200
 PAGE_ROWS: Final = 250
-
-AWAY: Final = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError,
-               asyncpg.TooManyConnectionsError, TimeoutError)
-"""What is raised while the database cannot be reached, as opposed to what is wrong with a query."""
 
 
 class Address:
@@ -197,8 +192,14 @@ class PostgresStore:
         self._turns: Turns | None = None
         self._offset = timedelta(0)
         self._known: OrderedDict[str, Row] = OrderedDict()
-        # One of this process, so that what it holds is copied out of the database once.
-        self.spool_directory = tempfile.mkdtemp(prefix="useapi-voice-")
+        # Of this process alone. What is submitted here and what is worked on here are apart, so that a file that was
+        # looked at is never put there again.
+        self._directory = tempfile.mkdtemp(prefix="useapi-voice-")
+        self.spool_directory = os.path.join(self._directory, "submitted")  # noqa: PTH118 - paths are strings here
+        self._fetched = os.path.join(self._directory, "fetched")  # noqa: PTH118 - as above
+        for directory in (self.spool_directory, self._fetched):
+            Path(directory).mkdir()
+        self._fetching = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"PostgresStore({self.address!r})"
@@ -231,7 +232,7 @@ class PostgresStore:
             await self.aclose()
             if isinstance(error, StoreError | ConfigurationError):
                 raise
-            if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError | TimeoutError | ValueError):
+            if isinstance(error, (asyncpg.PostgresError, ValueError, *AWAY)):
                 raise self.address.explain("opening it", error) from None
             raise
         self._writer = asyncio.create_task(self._write(), name="useapi_voice store")
@@ -281,7 +282,9 @@ class PostgresStore:
             return Recovered(
                 jobs=jobs,
                 last_seq=await connection.fetchval(sql.LAST_NUMBER),
-                pauses={row["account"]: row["pause_until"] - self._offset for row in await connection.fetch(sql.PAUSES)},
+                pauses={
+                    row["account"]: row["pause_until"] - self._offset for row in await connection.fetch(sql.PAUSES)
+                },
                 baselines={name: ledger.taken for name, ledger in ledgers.items() if ledger.has_baseline},
             )
 
@@ -320,8 +323,7 @@ class PostgresStore:
                 async with asyncio.timeout(2):
                     await pool.close()
             pool.terminate()
-        if self.spool_directory is not None:
-            await asyncio.to_thread(shutil.rmtree, self.spool_directory, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -453,7 +455,7 @@ class PostgresStore:
             try:
                 await insert(connection)
             except asyncpg.UniqueViolationError as error:
-                raise KeyTaken(f"nothing was kept: two jobs have one key ({error.constraint_name})") from None
+                raise KeyTaken(f"nothing was kept: two jobs have one key ({error})") from None
 
         try:
             await self._ask(f"keeping {len(jobs)} jobs", insert_or_say)
@@ -510,9 +512,7 @@ class PostgresStore:
     def changed(self, job: Job) -> None:
         """Note the job's present state, unless it is another replica's by now."""
         row, owner, attempts = codec.encode(job), self.owner, job.attempts
-        self._put(
-            _Op(f"keeping job {row.id}", lambda c: c.execute(sql.CHANGED, row.id, owner, *_state(row), attempts))
-        )
+        self._put(_Op(f"keeping job {row.id}", lambda c: c.execute(sql.CHANGED, row.id, owner, *_state(row), attempts)))
         self._know(row)
 
     def settled(self, job: Job, outcome: Outcome, announce: Callable[[], None]) -> None:
@@ -590,6 +590,10 @@ class PostgresStore:
         row = self._known.get(key)
         return None if row is None else codec.decode(row, self.locate)
 
+    def know(self, row: Mapping[str, Any]) -> None:
+        """Remember what another process told of a job."""
+        self._know(to_row(row))
+
     def _know(self, row: Row) -> None:
         if row.key is not None:
             self._known[row.key] = row
@@ -633,7 +637,7 @@ class PostgresStore:
 
     def locate(self, sha256: str) -> str:
         """Return where the copy of a content is, or would be."""
-        return os.path.join(self.spool_directory or "", sha256)  # noqa: PTH118 - see `_contents`
+        return os.path.join(self._fetched, sha256)  # noqa: PTH118 - see `_contents`
 
     def decode(self, row: Mapping[str, Any]) -> Job:
         """Read a job. Raises `StoreError` where a newer version wrote it."""
@@ -644,7 +648,10 @@ class PostgresStore:
         job = self.decode(row)
         now_t, now_at = asyncio.get_running_loop().time(), datetime.now(UTC)
         if row["queue_s"] is not None:
-            job.queue_deadline_t, job.queue_deadline_at = now_t + row["queue_s"], now_at + timedelta(seconds=row["queue_s"])
+            job.queue_deadline_t, job.queue_deadline_at = (
+                now_t + row["queue_s"],
+                now_at + timedelta(seconds=row["queue_s"]),
+            )
         if row["deadline_s"] is not None:
             job.deadline_t, job.deadline_at = now_t + row["deadline_s"], now_at + timedelta(seconds=row["deadline_s"])
         job.cancelling = job.cancelling or row["cancelling"]
@@ -652,16 +659,17 @@ class PostgresStore:
 
     async def fetch_samples(self, job: Job, account: str) -> None:
         """Copy the contents that this job needs, and that are not uploaded yet, to where the queue reads them."""
-        for print_ in job.fingerprints:
-            path = self.locate(print_.sha256)
-            if print_.path is not None or os.path.exists(path):  # noqa: PTH110, ASYNC240 - one look
-                continue
-            async with self.reading("reading a sample") as connection:
-                if await connection.fetchval(sql.FILE_ID, account, print_.sha256):
+        async with self._fetching:
+            for print_ in job.fingerprints:
+                path = self.locate(print_.sha256)
+                if print_.path is not None or os.path.exists(path):  # noqa: PTH110, ASYNC240 - one look
                     continue
-                content = await connection.fetchval(sql.SAMPLE, print_.sha256)
-            if content is not None:
-                await asyncio.to_thread(_write_whole, path, content)
+                async with self.reading("reading a sample") as connection:
+                    if await connection.fetchval(sql.FILE_ID, account, print_.sha256):
+                        continue
+                    content = await connection.fetchval(sql.SAMPLE, print_.sha256)
+                if content is not None:
+                    await asyncio.to_thread(_write_whole, path, content)
 
     # --- what else the fleet shares ----------------------------------------------------------------------------------
 
@@ -711,7 +719,7 @@ class PostgresStore:
 
     async def _ledger(self, connection: Connection, account: str) -> Ledger:
         baseline = await connection.fetchval(sql.BASELINE, account)
-        taken = set(baseline or ())
+        taken: set[str] = set(baseline or ())
         for row in await connection.fetch(sql.TAKEN_VOICES, account):
             if row["voice_id"] is not None:
                 taken.add(voice_key(row["voice_id"]))
@@ -771,6 +779,7 @@ class PostgresStore:
     async def tidy(self) -> None:
         """Drop what is too old, and samples that no job needs."""
         async with self.reading("tidying up") as connection:
+            await connection.execute(sql.LET_GO)
             await connection.execute(sql.DROP_OLD, self._keep_s)
             await connection.execute(sql.DROP_SAMPLES, SAMPLE_GRACE_S)
             await connection.execute(sql.DROP_REPLICAS)
@@ -800,8 +809,8 @@ async def set_accounts(connection: Connection, names: Sequence[str]) -> None:
 
 def to_row(row: Mapping[str, Any]) -> Row:
     """Read a row of `COLUMNS`."""
-    values = {name: row[name] for name in Row._fields}
-    return Row(**{**values, "state": JobState(values["state"])})
+    found = Row._make([row[name] for name in Row._fields])
+    return found._replace(state=JobState(found.state))
 
 
 def _state(row: Row) -> tuple[Any, ...]:

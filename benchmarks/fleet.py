@@ -1,0 +1,153 @@
+"""
+What a fleet costs, and what it keeps: hand-over time, cost per job, and the server's own count under stress and kills.
+
+Workers are processes of their own, as are the sandbox and the submitter. Hand-over is from the server's record: the
+k-th clone's beginning less the end of the clone two before it, on an account that is never out of work. Commits are
+PostgreSQL's own count. Needs a server: `USEAPI_VOICE_TEST_POSTGRES`, or one on loopback.
+
+    python benchmarks/fleet.py [--jobs 240] [--clone-s 0.2] [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from _common import Server, machine, report, sandbox_process, table
+
+from useapi_voice import CloneRequest, VoiceClient
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from fleets import a_database, run_sql, server, workers
+from harness import wav
+
+SHORT: dict[str, Any] = {"clone_timeout_s": 3.0, "settle_after_s": 2.0}
+CHILD: dict[str, Any] = {**SHORT, "lease_margin_s": 0.5}
+
+
+def hand_overs(clones: list[tuple[str, float, float]]) -> list[float]:
+    """From place freed to next clone begun, in seconds, over all accounts."""
+    found: list[float] = []
+    for account in {account for account, _, _ in clones}:
+        begins = sorted(begun for name, begun, _ in clones if name == account)
+        ends = sorted(ended for name, _, ended in clones if name == account)
+        found += [begun - ended for begun, ended in zip(begins[2:], ends, strict=False)]
+    return found
+
+
+def verdict(sandbox: Server, names: list[str]) -> tuple[int, int, int]:
+    """Return breaches, voices lost, and voices doubled, as the server counts them."""
+    made = Counter(sandbox.ask("[voice.voice_name for voice in sandbox.voices()]"))
+    lost = sum(made[name] == 0 for name in names)
+    return sandbox.ask("len(sandbox.breaches)"), lost, sum(max(0, made[name] - 1) for name in names)
+
+
+def requests(names: list[str]) -> list[CloneRequest]:
+    return [CloneRequest(voice_name=name, language_tag="English", samples=[wav()]) for name in names]
+
+
+async def saturated(url: str, sandbox: Server, processes: int, jobs: int) -> dict[str, Any]:
+    options = {"token": sandbox.token, "base_url": sandbox.base_url, "store": url}
+    names = [f"voice {number}" for number in range(jobs)]
+    async with VoiceClient(**options, **SHORT, work=False) as api:
+        with workers(processes, **options, **CHILD) as running:
+            await api.clone(requests(["warm"])[0])
+            commits = run_sql(url, "SELECT xact_commit AS n FROM pg_stat_database WHERE datname = current_database()")
+            cpu = [sum(os_times(worker.process.pid)) for worker in running]
+            began = time.perf_counter()
+            handles = await api.submit_many(requests(names))
+            accepted_s = time.perf_counter() - began
+            for handle in handles:
+                await handle
+            wall_s = time.perf_counter() - began
+            cpu_s = sum(sum(os_times(worker.process.pid)) for worker in running) - sum(cpu)
+    after = run_sql(url, "SELECT xact_commit AS n FROM pg_stat_database WHERE datname = current_database()")
+    clones = sandbox.ask("[(c.account, c.begun_at, c.ended_at) for c in sandbox.clones if c.voice_name != 'warm']")
+    times = sorted(hand_overs(clones))
+    return {
+        "accepted_ms": 1000 * accepted_s / jobs,
+        "wall_s": wall_s,
+        "p50_ms": 1000 * statistics.median(times),
+        "p99_ms": 1000 * times[int(0.99 * (len(times) - 1))],
+        "cpu_ms": 1000 * cpu_s / jobs,
+        "commits": (after[0][0]["n"] - commits[0][0]["n"]) / jobs,
+        "verdict": verdict(sandbox, names),
+    }
+
+
+def os_times(pid: int) -> tuple[float, float]:
+    """User and system seconds of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    tick = os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) / tick, int(fields[12]) / tick
+
+
+async def stressed(url: str, sandbox: Server, jobs: int) -> tuple[int, int, int]:
+    options = {"token": sandbox.token, "base_url": sandbox.base_url, "store": url}
+    names = [f"voice {number}" for number in range(jobs)]
+    async with VoiceClient(**options, **SHORT, work=False) as api:
+        with workers(4, **options, **CHILD, poll_s=0.1):
+            handles = [await api.submit(request, priority=n) for n, request in enumerate(requests(names))]
+            for handle in handles:
+                await handle
+    return verdict(sandbox, names)
+
+
+async def killed(url: str, sandbox: Server, jobs: int, kills: int) -> tuple[int, int, int]:
+    options = {"token": sandbox.token, "base_url": sandbox.base_url, "store": url}
+    names = [f"voice {number}" for number in range(jobs)]
+    async with VoiceClient(**options, **SHORT, work=False) as api:
+        with workers(2 + kills, **options, **CHILD, poll_s=0.3) as running:
+            handles = await api.submit_many(requests(names))
+            for worker in running[:kills]:
+                await asyncio.sleep(1.3)
+                worker.signal(signal.SIGKILL)
+            for handle in handles:
+                await handle
+    return verdict(sandbox, names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=240)
+    parser.add_argument("--clone-s", type=float, default=0.2)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json")
+    wanted = parser.parse_args()
+    if server()[0] is None:
+        sys.exit(server()[1])
+    print(machine())
+    rows: list[Any] = []
+    results: dict[str, Any] = {}
+    for processes, accounts in [(1, 1), (4, 1), (4, 4)] if wanted.quick else [
+        (1, 1), (2, 1), (4, 1), (8, 1), (1, 4), (4, 4), (4, 16)
+    ]:  # fmt: skip
+        jobs = min(wanted.jobs, 30 * accounts)
+        with a_database() as url, sandbox_process(accounts=accounts, clone_s=wanted.clone_s) as sandbox:
+            found = asyncio.run(saturated(url, sandbox, processes, jobs))
+        results[f"{processes}x{accounts}"] = found
+        ideal_s = -(-jobs // (2 * accounts)) * wanted.clone_s
+        figures = [f"{found[name]:.1f}" for name in ("p50_ms", "p99_ms", "accepted_ms", "cpu_ms", "commits")]
+        rows.append((processes, accounts, jobs, f"{found['wall_s']:.2f}/{ideal_s:.2f}", *figures, found["verdict"]))
+    heads = ("processes", "accounts", "jobs", "wall/ideal s", "hand-over p50 ms", "p99 ms", "submit ms", "CPU ms/job",
+             "commits/job", "breaches, lost, doubled")  # fmt: skip
+    print(table(heads, rows))
+    runs: list[tuple[object, ...]] = []
+    with a_database() as url, sandbox_process(accounts=1, clone_s=0.01) as sandbox:
+        runs.append(("cap stress, 4 workers, each job more urgent", 300, asyncio.run(stressed(url, sandbox, 300))))
+    with a_database() as url, sandbox_process(accounts=4, clone_s=1.0) as sandbox:
+        runs.append(("3 workers of 5 killed in mid-call", 60, asyncio.run(killed(url, sandbox, 60, 3))))
+    print(table(("run", "jobs", "breaches, lost, doubled"), runs))
+    report("fleet", {"saturated": results, "runs": runs})
+
+
+if __name__ == "__main__":
+    main()

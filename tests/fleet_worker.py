@@ -1,0 +1,24 @@
+"""A working replica in a process of its own, for tests and benchmarks: works until its standard input ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from useapi_voice import VoiceClient
+from useapi_voice.stores import _turns, postgres
+
+
+async def main() -> None:
+    """Work, as standard input's first line says."""
+    wanted = json.loads(sys.stdin.readline())
+    postgres.LEASE_MARGIN_S = wanted.pop("lease_margin_s", postgres.LEASE_MARGIN_S)
+    _turns.POLL_S = wanted.pop("poll_s", _turns.POLL_S)
+    async with VoiceClient(**wanted):
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
