@@ -34,7 +34,7 @@ from useapi_voice.sandbox import Fault, Sandbox
 # httpx leaves its own generators to the collector where a body is given up half way; trio says so, asyncio does not.
 pytestmark = [pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning"), pytest.mark.slow]
 
-CLONES = int(os.environ.get("USEAPI_VOICE_CLONES", "80_000"))
+CLONES = int(os.environ.get("USEAPI_VOICE_CLONES", "100_000"))
 CHUNKS = 20
 JOBS_IN_A_PROGRAM = 250
 SETTLE_AFTER_S = 75.0
@@ -567,7 +567,7 @@ def a_long_program(seed: int, jobs: int) -> Program:
     )
 
 
-@pytest.mark.timeout(0 if CLONES > 80_000 else 300)
+@pytest.mark.timeout(0 if CLONES > 100_000 else 300)
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_many_clones(chunk: int) -> None:
     """Of a great many clones none is lost, none is made twice, and never are there too many at once."""

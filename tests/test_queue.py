@@ -1646,3 +1646,29 @@ async def test_a_delete_that_names_no_account_frees_a_slot_all_the_same() -> Non
                 break
         await client.delete_voice(old.voice_id)
         assert (await job).voice_name == "New"
+
+
+@pytest.mark.parametrize("key", ["", "\ud800", "a\nb"])
+async def test_a_key_that_is_no_name_is_refused(key: str) -> None:
+    """A key has to be kept and shown, so it must be text that can be."""
+    async with in_process(Sandbox()) as client:
+        with pytest.raises(RequestInvalid, match="is no name"):
+            await client.submit(ask("A"), key=key)
+
+
+@pytest.mark.slow  # real time, as a file is involved
+async def test_a_lost_clone_of_an_earlier_life_that_made_nothing_finds_an_account(tmp_path: Path) -> None:
+    """The only job of the file was sent, and made nothing: the next client asks for accounts, and sends it again."""
+    sandbox = Sandbox(accounts=["a"], clone_s=0.2)
+    sandbox.fail("clone-voice", Fault.hang(made=False))
+    settings: dict[str, Any] = {"store": tmp_path / "q.db", "settle_after_s": 0.5}
+    async with in_process(sandbox, close_grace_s=0, **settings) as client:
+        await client.submit(ask(), key="k")
+        while sandbox.in_progress() == 0:
+            await anyio.sleep(0.001)
+    async with in_process(sandbox, **settings) as client:
+        job = client.job("k")
+        assert job is not None
+        with anyio.fail_after(20):
+            assert (await job).voice_name == "Ann"
+    assert len(sandbox.voices()) == 1

@@ -20,6 +20,7 @@ from ._errors import (
     ConfigurationError,
     Fault,
     QueueClosed,
+    RequestInvalid,
     SampleChanged,
     ServerError,
     UseapiVoiceError,
@@ -339,6 +340,10 @@ class VoiceClient:
                 raise ConfigurationError(f"submit takes a CloneRequest, not {type(request).__name__}")
         if keys is not None and len(keys) != len(requests):
             raise ConfigurationError(f"{len(keys)} keys for {len(requests)} requests: give one for each, or none")
+        for key in keys or ():
+            if key is not None and not (key and key.isprintable()):
+                fault = Fault("key", f"{key!r} is no name", "give a key of one or more printable characters")
+                raise RequestInvalid([fault])
         settings = self._settings
         return await queue.submit(
             requests,

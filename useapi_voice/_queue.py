@@ -227,6 +227,9 @@ class CloneQueue:
         self._remember_key(job)
         self._set_clocks(job)
         self._ring_for(job)
+        if job.pinned is None and self._floor is None:
+            # Should it prove to have made nothing, it needs somewhere to go.
+            self._ask_roster()
         account, sent_at = job.account or ANY_ACCOUNT, job.history[-1].sent_at
         # By the wall clock, as no other outlives a process; one that was set back must not make it later than now.
         # A fleet has a clock of its own.
@@ -389,7 +392,8 @@ class CloneQueue:
             if key is None or key in self._keys:
                 continue
             job = await self._store.find(key)
-            if job is None or key in self._keys:
+            if job is None or key in self._keys or key in self._unkept:
+                # Nobody has it, or another submit has just brought it in, or is about to.
                 continue
             if job.is_settled:
                 found[key] = job

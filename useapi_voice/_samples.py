@@ -188,7 +188,7 @@ class SampleBook:
             SampleChanged: The sample is no longer what was inspected.
             OSError: It cannot be written, as for a full disk.
         """
-        if await self._in_thread(os.path.exists, path):
+        if await self._in_thread(_touch_if_there, path):
             return
         partial = f"{path}.{uuid.uuid4().hex}.partial"
         try:
@@ -568,6 +568,15 @@ class _Stream:
 
 
 _TEXT: Final = _Trouble("is open in text mode", 'open it in binary mode: open(path, "rb")')
+
+
+def _touch_if_there(path: str) -> bool:
+    """A copy that is needed again is young again, lest it be swept away as one that nobody needs."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _unlink_if_there(path: str) -> None:
