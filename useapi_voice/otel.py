@@ -31,10 +31,10 @@ try:
     from opentelemetry import metrics, trace
     from opentelemetry.metrics import CallbackOptions, Meter, Observation
     from opentelemetry.trace import Span, Status, StatusCode, Tracer
-except ModuleNotFoundError as error:  # pragma: no cover - the tests have it; the wheel session tries without
+except ModuleNotFoundError as _error:  # pragma: no cover - the tests have it; the wheel session tries without
     raise ModuleNotFoundError(
-        f"useapi_voice.otel needs {error.name}: pip install 'useapi-voice[otel]'", name=error.name
-    ) from error
+        f"useapi_voice.otel needs {_error.name}: pip install 'useapi-voice[otel]'", name=_error.name
+    ) from _error
 
 from ._client import VoiceClient
 from ._jobs import TERMINAL_STATES, Event, JobState

@@ -109,7 +109,7 @@ class Api:
         self.rules = rules
         self.epoch = epoch
         self.requests: Counter[str] = Counter()
-        self.faults = FaultBook()
+        self.faults: FaultBook = FaultBook()
         self._bearer = f"Bearer {rules.token}"
         self._date: tuple[int, bytes] = (-1, b"")
         self._system = shapes.system_voices(rules.system_voices, rules.languages)

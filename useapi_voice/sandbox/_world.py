@@ -235,16 +235,18 @@ class World:
         epoch_ms: float,
     ) -> None:
         lacking = frozenset(without_audio)
-        self.accounts = {name: Account(name, name not in lacking, max_parallel) for name in accounts}
+        self.accounts: dict[str, Account] = {
+            name: Account(name, name not in lacking, max_parallel) for name in accounts
+        }
         self.user_id = user_id
         self.dice = dice
         self.slots = slots
         self.epoch_ms = epoch_ms
-        self.t = 0.0
+        self.t: float = 0.0
         self.samples: dict[str, UploadRecord] = {}
         self.clones: list[Clone] = []
         self.breaches: list[Breach] = []
-        self.made_total = 0
+        self.made_total: int = 0
         self._clone_s = clone_s
         self._id_form = id_form
         # Numbers as long as those in the contract's examples; even steps keep them apart from each other.

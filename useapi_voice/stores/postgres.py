@@ -46,7 +46,7 @@ from ._schema import AWAY, check_schema, migrate
 from ._turns import Turns
 from .codec import Row
 
-logger = logging.getLogger("useapi_voice")
+logger: logging.Logger = logging.getLogger("useapi_voice")
 
 Connection = Any
 """asyncpg's, or what its pool lends: the package is typed, but not so that both are one."""
@@ -82,7 +82,7 @@ class Address:
         self._url = url
         try:
             parts = urlsplit(url)
-            self.where = f"{parts.hostname or 'the local host'}:{parts.port or 5432}{parts.path}"
+            self.where: str = f"{parts.hostname or 'the local host'}:{parts.port or 5432}{parts.path}"
         except ValueError:
             raise ConfigurationError("store is no URL: postgresql://user:password@host/database") from None
 
@@ -175,9 +175,9 @@ class PostgresStore:
         max_parallel: int = 2,
         work: bool = True,
     ) -> None:
-        self.address = url if isinstance(url, Address) else Address(url)
-        self.replica = uuid.uuid4().hex
-        self.lease_s = max(clone_timeout_s, settle_after_s) + LEASE_MARGIN_S
+        self.address: Address = url if isinstance(url, Address) else Address(url)
+        self.replica: str = uuid.uuid4().hex
+        self.lease_s: float = max(clone_timeout_s, settle_after_s) + LEASE_MARGIN_S
         self.settle_after_s = settle_after_s
         self.cap = max_parallel
         self.works = work

@@ -41,7 +41,7 @@ from ._spool import Spool, spooled
 from ._sqlite_file import Connection, File, is_of_the_file, read_row, text_of, update, values_of
 from .codec import Row
 
-logger = logging.getLogger("useapi_voice")
+logger: logging.Logger = logging.getLogger("useapi_voice")
 
 T = TypeVar("T")
 
