@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -92,15 +91,14 @@ def test_usage_error(cli: Cli) -> None:
     assert cli("jobs", "list", "x", "--state", "happy").exit_code == 2
 
 
-def test_module_runs_as_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow  # starts an interpreter
+def test_module_runs_as_the_command() -> None:
     """`python -m useapi_voice` is `useapi-voice`."""
-    monkeypatch.setattr(sys, "argv", ["useapi-voice", "--version"])
+    done = subprocess.run(
+        [sys.executable, "-m", "useapi_voice", "--version"], capture_output=True, text=True, check=False
+    )
 
-    with pytest.warns(RuntimeWarning, match="found in sys.modules"), pytest.raises(SystemExit) as ended:
-        runpy.run_module("useapi_voice.__main__", run_name="__main__")
-
-    assert ended.value.code == 0
-    assert capsys.readouterr().out == f"useapi-voice {__version__}\n"
+    assert (done.returncode, done.stdout) == (0, f"useapi-voice {__version__}\n")
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
