@@ -6,9 +6,8 @@ import json
 import multiprocessing as mp
 import os
 import platform
-import statistics
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -90,19 +89,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def median_and_spread(values: Sequence[float]) -> str:
-    """Write a median with the range it comes from."""
-    return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
-
-
 def report(name: str, results: dict[str, Any]) -> None:
     """Keep the figures as JSON too, where `--json FILE` asks for it."""
     if "--json" in sys.argv:
         path = sys.argv[sys.argv.index("--json") + 1]
         with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123 - one line
             json.dump({"benchmark": name, "machine": machine(), **results}, file, indent=1)
-
-
-def timed(clock: Callable[[], float], start: float) -> float:
-    """Seconds since `start`."""
-    return clock() - start

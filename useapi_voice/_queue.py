@@ -598,7 +598,7 @@ class CloneQueue:
         can_look = not slots or self._transport.generation.has_equity
         look_t = self._clock() + self._settings.look_again_after_s if can_look else float("inf")
         if self._take_out(account, refused, look_t):
-            look_s = max(0.0, min(look_t - anyio.current_time(), LONGEST_LOOK_S))
+            look_s = max(0.0, min(look_t - self._clock(), LONGEST_LOOK_S))
             self._store.closed(account, refused, look_s)
         self._settle_orphans()
 

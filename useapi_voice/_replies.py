@@ -36,6 +36,8 @@ from ._models import Account, AccountLoad, UploadedSample, VoiceConfig, VoiceInf
 
 SLOTS_FULL_CODE: Final = 2600010
 """[D C26] for the number; its HTTP status and its place in the body were not readable, so it is looked for anywhere."""
+PACE_WAIT_S: Final = 20.0
+"""Seconds to wait after a 429 without advice, as the vendor's own clients do [D JS-S, JS-V]."""
 ACCOUNT_ERROR_STATUS: Final = 596
 """[D U26, X26, Q26]: outside the registered range; a client that retries unknown 5xx would knock on a closed door."""
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ._jobs import Job, JobState
-from ._replies import Refused, Scope
+from ._replies import PACE_WAIT_S, Refused, Scope
 
 ANY_ACCOUNT: Final = ""
 """The lane of jobs whose account nobody could name: with a single account the remote needs none [D C24, U24]."""
@@ -37,9 +37,8 @@ SUCCESSES_TO_RAISE: Final = 3
 MOST_SUCCESSES_TO_RAISE: Final = 48
 SUCCESSES_TO_FORGET: Final = 20
 """Successes in a row, two at once, after which earlier refusals no longer make the lane slower to raise."""
-PACE_WAIT_S: Final = 20.0
-"""Wait after a 429 without advice [D JS-S, JS-V]; doubled each time it happens again, up to `LONGEST_PACE_WAIT_S`."""
 LONGEST_PACE_WAIT_S: Final = 300.0
+"""Longest wait after a 429 without advice: `PACE_WAIT_S`, doubled each time it happens again."""
 UNREACHABLE_WAIT_S: Final = 0.5
 LONGEST_UNREACHABLE_WAIT_S: Final = 15.0
 

@@ -28,6 +28,7 @@ import httpx
 from ._endpoints import AUDIO, SPEECH, Call, Generation
 from ._errors import ConfigurationError, SampleChanged
 from ._replies import (
+    PACE_WAIT_S,
     Answer,
     Done,
     NoReply,
@@ -51,8 +52,6 @@ READ_TIMEOUT_S: Final = 30.0
 LARGEST_REPLY_BYTES: Final = 16 * 1024 * 1024
 """600 built-in voices take about 500 kB; what is larger is not this API."""
 LONGEST_WAIT_S: Final = 60.0
-PACE_WAIT_S: Final = 20.0
-"""What the vendor's own clients wait after 429 without advice [D JS-S]."""
 GRACE_S: Final = 5.0
 """How much later than httpx's own timeouts the outermost bound acts; it is for replies that come drop by drop."""
 
