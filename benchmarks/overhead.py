@@ -30,14 +30,26 @@ from typing import Any
 import aiometer
 import anyio
 import httpx
-from _common import Measured, Row, Server, machine, measured, parser, report, row, sandbox_process, show
+from _common import (
+    ACCOUNT,
+    Instantly,
+    Measured,
+    Row,
+    Server,
+    machine,
+    measured,
+    parser,
+    report,
+    row,
+    sandbox_process,
+    show,
+)
 
 from useapi_voice import CloneRequest, VoiceClient
 from useapi_voice._jobs import Job, JobState, Step, advance
 from useapi_voice._schedule import Schedule, Stage
 from useapi_voice.sandbox import Sandbox
 
-ACCOUNT = "335577991122334455"
 BODY = {"language_tag": "English", "need_noise_reduction": True, "account": ACCOUNT}
 
 
@@ -117,21 +129,6 @@ def cpu_per_clone(size: Size, repeats: int) -> list[Row]:
 
 
 # --- the queue alone, beside in-process primitives ----------------------------------------------------------------
-
-
-class Instantly(httpx.AsyncBaseTransport):
-    """Answers at once and in process, so that what is left is the client's own work."""
-
-    made = 0
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Make a voice; serve nothing else."""
-        await asyncio.sleep(0)
-        if not request.url.path.endswith("/clone-voice"):
-            return httpx.Response(404, json={"error": "not served"})
-        self.made += 1
-        body = b'{"voice_id":"user:1-minimax:%s-audio:%d","voice_name":"v"}' % (ACCOUNT.encode(), self.made)
-        return httpx.Response(200, content=body, headers={"content-type": "application/json"})
 
 
 async def bare_in_process(clones: int) -> float:
