@@ -28,8 +28,6 @@ from typing import Any, TypedDict
 import anyio
 import httpx
 
-from useapi_voice.sandbox import Sandbox
-
 ACCOUNT = "335577991122334455"
 
 
@@ -179,6 +177,8 @@ def sandbox_process(**options: Any) -> Generator[Server, None, None]:
 
 
 def _serve(pipe: Connection, options: dict[str, Any]) -> None:
+    from useapi_voice.sandbox import Sandbox  # by the server alone
+
     async def main() -> None:
         async with Sandbox(**options) as sandbox:
             pipe.send((sandbox.base_url, sandbox.token))
@@ -217,6 +217,13 @@ class Instantly(httpx.AsyncBaseTransport):
         self._made += 1
         body = b'{"voice_id":"user:1-minimax:%s-audio:%d","voice_name":"v"}' % (ACCOUNT.encode(), self._made)
         return httpx.Response(200, content=body, headers={"content-type": "application/json"})
+
+
+def a_minute_of_mp3(kbit_s: int = 64, number: int = 0) -> bytes:
+    """Make a minute of MP3 frames (MPEG-1 layer III, 44.1 kHz, constant rate), different by its number."""
+    index = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320).index(kbit_s)
+    frame = bytes((0xFF, 0xFB, index << 4, 0xC4)).ljust(144_000 * kbit_s // 44_100, b"\0")
+    return frame * (60 * 44_100 // 1152) + b"TAG" + f"{number:<125}".encode()
 
 
 def machine() -> str:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import aiofiles
 import httpx
-from _common import Measured, Row, machine, measured, parser, report, row, show
+from _common import Measured, Row, a_minute_of_mp3, machine, measured, parser, report, row, show
 from _rivals import bare
 from _server import MeasuringServer, measuring_server
 
@@ -75,11 +75,8 @@ def write_wav(path: Path, size_bytes: int, number: int = 0) -> Path:
 
 
 def write_mp3(path: Path, kbit_s: int = 64, number: int = 0) -> Path:
-    """Write a minute of MP3 frames (MPEG-1 layer III, 44.1 kHz, constant rate), made different by its number."""
-    index = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320).index(kbit_s)
-    frame = bytes((0xFF, 0xFB, index << 4, 0xC4)).ljust(144_000 * kbit_s // 44_100, b"\0")
-    tag = b"TAG" + f"{number:<125}".encode()
-    path.write_bytes(frame * (60 * 44_100 // 1152) + tag)
+    """Write a minute of mp3."""
+    path.write_bytes(a_minute_of_mp3(kbit_s, number))
     return path
 
 
