@@ -214,9 +214,9 @@ async def test_a_thousand_cancelled_waiters_leak_nothing(by: str) -> None:
         assert len({job.id for job in jobs}) == 200
         for job in jobs:
             assert (await job).voice_name == job.request.voice_name
-        pool = client._transport._client._transport._pool  # type: ignore[attr-defined]
-        assert [one for one in pool.connections if not one.is_idle()] == []
-        assert pool._requests == []
+        pools = [http._transport._pool for http in client._transport._own._clients.values()]  # type: ignore[union-attr,attr-defined]
+        assert [one for pool in pools for one in pool.connections if not one.is_idle()] == []
+        assert [one for pool in pools for one in pool._requests] == []
         statistics = client.statistics()
         assert [(lane.in_progress, lane.staged, lane.waiting) for lane in statistics.lanes] == [(0, 0, 0)] * 4
         assert set(statistics.jobs) == {JobState.CLONED}
@@ -1241,8 +1241,9 @@ async def test_closing_over_real_sockets_leaves_nothing(body: str) -> None:
         assert all(job.done() for job in jobs)
         assert Counter(job.state for job in jobs)[JobState.UNKNOWN] == 4
         [client] = clients
-        assert client._transport._client.is_closed
-        assert client._transport._client._transport._pool.connections == []  # type: ignore[attr-defined]
+        own = list(client._transport._own._clients.values())  # type: ignore[union-attr]
+        assert [http.is_closed for http in own] == [True] * len(own)
+        assert [http._transport._pool.connections for http in own] == [[]] * len(own)  # type: ignore[attr-defined]
         for wrong in (client.clone(ask()), client.config(), client.drain()):
             with pytest.raises(QueueClosed, match="this VoiceClient is closed"):
                 await wrong

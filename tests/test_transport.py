@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -317,12 +318,17 @@ async def test_a_clients_own_settings_are_left_alone() -> None:
     assert own.headers["authorization"].startswith("Basic ")
 
 
-async def test_an_own_client_is_closed() -> None:
-    """What the transport opened it closes; no socket is left to the garbage collector."""
-    async with talking(lambda _: Say()) as (made, _):
+async def test_own_clients_are_closed() -> None:
+    """What the transport opened it closes; no socket is left to the garbage collector, and none is opened later."""
+    async with talking(lambda _: Say()) as (made, heard):
         await made.send(PING)
-        http = made._client
-    assert http.is_closed
+        await made.send(replace(PING, account="1"))
+        clients = [made._client_of(account) for account in (None, "1")]
+    assert [http.is_closed for http in clients] == [True, True]
+    late = await made.send(replace(PING, account="2"))
+    assert isinstance(late, NoReply)
+    assert not late.was_sent
+    assert len(heard) == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gc.collect()
@@ -398,9 +404,11 @@ async def test_a_body_is_sent_whole_every_time() -> None:
 async def test_a_body_is_closed_when_the_server_answers_early() -> None:
     """A source that was read half way is closed at once, not by the garbage collector."""
     raw = Raw(*[bytes(65536)] * 400)
-    async with transport("https://sandbox.invalid", http_client=httpx.AsyncClient(transport=Refuses())) as made:
+    async with (
+        httpx.AsyncClient(transport=Refuses()) as http,
+        transport("https://sandbox.invalid", http_client=http) as made,
+    ):
         reply = await made.send(UPLOAD, body=raw.body)
-        await made._client.aclose()
     assert isinstance(reply, Reply)
     assert reply.status == 413
     assert (raw.opened, raw.closed) == (1, 1)

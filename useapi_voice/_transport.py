@@ -190,17 +190,48 @@ class Body:
     size_bytes: int
 
 
-def _own_client(base_url: str) -> httpx.AsyncClient:
-    is_tls = base_url.startswith("https:")
-    return httpx.AsyncClient(
-        # Plain http is for loopback alone: a proxy that the environment names would see the token.
-        trust_env=is_tls,
-        # Reading the certificates of the world takes a fifth of a second, which plain http has no use for.
-        verify=True if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-        # The lanes are the limit, not the pool: a pool smaller than them would answer with PoolTimeout. Connections are
-        # not kept idle for long: one that the other side closed meanwhile costs a clone its answer.
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2.0),
-    )
+class _OwnClients:
+    """
+    One httpx client per account, made when it is first needed.
+
+    At every request httpcore's pool looks at all of its connections for each of them: one pool for thirty accounts
+    spends ten milliseconds on that, and its connections idle meanwhile. A pool of a handful spends nothing.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        self._is_tls = base_url.startswith("https:")
+        # Reading the certificates of the world takes a while, so all share them; plain http has no use for them.
+        self._verify = httpx.create_ssl_context() if self._is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._clients: dict[str | None, httpx.AsyncClient] = {}
+        self.is_closed = False
+
+    def of(self, account: str | None) -> httpx.AsyncClient:
+        """
+        Return the client for calls that concern this account.
+
+        Raises:
+            RuntimeError: They are closed.
+        """
+        if self.is_closed:
+            raise RuntimeError("the transport is closed")
+        client = self._clients.get(account)
+        if client is None:
+            client = self._clients[account] = httpx.AsyncClient(
+                # Plain http is for loopback alone: a proxy that the environment names would see the token.
+                trust_env=self._is_tls,
+                verify=self._verify,
+                # The lanes are the limit, not the pool: a pool smaller than them would answer with PoolTimeout.
+                # Connections are not kept idle for long: one that the other side closed meanwhile costs a clone its
+                # answer. A place that is handed on takes its connection along at once, however long clones take.
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2.0),
+            )
+        return client
+
+    async def aclose(self) -> None:
+        """Close them all."""
+        self.is_closed = True
+        for client in self._clients.values():
+            await client.aclose()
 
 
 class Transport:
@@ -226,8 +257,13 @@ class Transport:
         self._auth = _Bearer(secret)
         self._base_url = base_url
         self._choice = choice
-        self._is_own = http_client is None
-        self._client = http_client or _own_client(base_url)
+        self._own: _OwnClients | None = None
+        self._client_of: Callable[[str | None], httpx.AsyncClient]
+        if http_client is None:
+            self._own = _OwnClients(base_url)
+            self._client_of = self._own.of
+        else:
+            self._client_of = lambda _: http_client
         self._on_switch = on_switch
         self.server_epoch_s: float | None = None
         """What to add to loop time for the remote's clock, in epoch seconds; `None` before its first `Date`."""
@@ -238,9 +274,9 @@ class Transport:
         return self._choice.current
 
     async def aclose(self) -> None:
-        """Close the client, if it is our own."""
-        if self._is_own:
-            await self._client.aclose()
+        """Close the clients that are our own."""
+        if self._own is not None:
+            await self._own.aclose()
 
     async def route(
         self,
@@ -322,14 +358,15 @@ class Transport:
     async def _send(self, call: Call, body: Body | None, read_timeout_s: float) -> Answer:
         chunks = None if body is None else body.chunks()
         try:
-            request = self._build(call, chunks, body, read_timeout_s)
+            client = self._client_of(call.account)
+            request = self._build(client, call, chunks, body, read_timeout_s)
         except Exception as error:  # noqa: BLE001 - say a name that cannot be encoded: whatever it is, nothing was sent
             return NoReply(was_sent=False, reason=_in_words(error))
         sent_t = anyio.current_time()
         whole_s = read_timeout_s if body is None else None
         with anyio.move_on_after(None if whole_s is None else whole_s + CONNECT_TIMEOUT_S + GRACE_S):
             try:
-                return await self._exchange(request, None if whole_s is None else sent_t + whole_s + GRACE_S)
+                return await self._exchange(client, request, None if whole_s is None else sent_t + whole_s + GRACE_S)
             finally:
                 if chunks is not None:
                     # httpx leaves an upload that ends early to the garbage collector, and with it the open file.
@@ -337,7 +374,12 @@ class Transport:
         return NoReply(was_sent=True, reason=f"no whole answer within {read_timeout_s:g} s")
 
     def _build(
-        self, call: Call, chunks: AsyncIterator[bytes] | None, body: Body | None, read_timeout_s: float
+        self,
+        client: httpx.AsyncClient,
+        call: Call,
+        chunks: AsyncIterator[bytes] | None,
+        body: Body | None,
+        read_timeout_s: float,
     ) -> httpx.Request:
         headers = {"Accept": "application/json", "User-Agent": f"useapi-voice/{__version__}"}
         content: bytes | AsyncIterator[bytes] | None = chunks
@@ -346,7 +388,7 @@ class Transport:
         elif call.body is not None:
             headers["Content-Type"] = "application/json"
             content = json.dumps(call.body).encode()
-        return self._client.build_request(
+        return client.build_request(
             call.method,
             self._base_url + call.path,
             params=call.params or None,
@@ -356,10 +398,10 @@ class Transport:
             timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_timeout_s, pool=None),
         )
 
-    async def _exchange(self, request: httpx.Request, deadline_t: float | None) -> Answer:
+    async def _exchange(self, client: httpx.AsyncClient, request: httpx.Request, deadline_t: float | None) -> Answer:
         status: int | None = None
         try:
-            response = await self._client.send(request, stream=True, auth=self._auth, follow_redirects=False)
+            response = await client.send(request, stream=True, auth=self._auth, follow_redirects=False)
             status, answered_t = response.status_code, anyio.current_time()
             try:
                 content = await _read_whole(response, deadline_t)
