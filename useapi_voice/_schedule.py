@@ -29,9 +29,9 @@ from ._replies import PACE_WAIT_S, Refused, Scope
 ANY_ACCOUNT: Final = ""
 """The lane of jobs whose account nobody could name: with a single account the remote needs none [D C24, U24]."""
 LOOKAHEAD: Final = 2
+"""Jobs staged ahead of a lane's free places."""
 MOST_STAGED: Final = 12
 """Jobs staged at the most, where voice names that are in progress block some of them."""
-"""Jobs staged ahead of a lane's free places."""
 SUCCESSES_TO_RAISE: Final = 3
 """Successes in a row, at the lower limit, before a lane that was told to slow down tries two at once again."""
 MOST_SUCCESSES_TO_RAISE: Final = 48
