@@ -215,7 +215,9 @@ class Job:
     """Called once, when it has ended."""
 
     def __lt__(self, other: Job) -> bool:
-        return (-self.priority, self.seq) < (-other.priority, other.seq)
+        if self.priority != other.priority:
+            return self.priority > other.priority
+        return self.seq < other.seq
 
     @property
     def is_settled(self) -> bool:

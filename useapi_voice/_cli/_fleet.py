@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from .._errors import ConfigurationError
-from ._connect import JsonOption
 from ._exit import EPILOG, CliError, Debug, ExitCode, run
+from ._options import JsonOption
 from ._text import put, put_json, put_table, span
 
 if TYPE_CHECKING:
