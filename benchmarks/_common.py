@@ -1,22 +1,143 @@
-"""What the benchmarks share: a sandbox in a process of its own, machine facts, and a table."""
+"""
+What the benchmarks share: a sandbox in a process of its own, machine facts, rows, and a table.
+
+Every benchmark takes `--size smoke/quick/full`, `--repeats N` and `--json FILE` (see `parser`), prints its rows with
+`show`, and keeps them with `report(name, {"rows": rows, ...})`. A row says what was measured, our figure, what it is
+measured against, and the goal if there is one (see `Row`); rows where another wins are left in. `python benchmarks`
+runs them all, each in a process of its own, and lays the rows of all of them out as one table.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing as mp
 import os
 import platform
+import statistics
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import anyio
 
 from useapi_voice.sandbox import Sandbox
+
+
+class Row(TypedDict):
+    """
+    One line of a result, and of the JSON that is kept.
+
+    Attributes:
+        what: What was measured, as a reader without the code understands it.
+        ours: Our figure with its unit and spread: `1.42 ms (1.38 to 1.61)`.
+        beside: What it is measured against, and that figure; "" where it stands alone.
+        value: Our figure as a number, in the unit that `ours` names.
+        ratio: Ours divided by what it stands beside, or `None`.
+        goal: "at most 1.5" (of the ratio, where there is one, else of the value), or "".
+        met: Whether the goal is met; `None` without a goal.
+    """
+
+    what: str
+    ours: str
+    beside: str
+    value: float
+    ratio: float | None
+    goal: str
+    met: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One thing measured several times, in one unit: printed as the median, with the least and the most."""
+
+    values: tuple[float, ...]
+    unit: str
+
+    @property
+    def median(self) -> float:
+        """The median of the repeats."""
+        return statistics.median(self.values)
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        if len(set(self.values)) == 1:
+            return f"{digits(self.median)}{unit}"
+        return f"{digits(self.median)}{unit} ({digits(min(self.values))} to {digits(max(self.values))})"
+
+
+def measured(values: Iterable[float], unit: str, scale: float = 1.0) -> Measured:
+    """Take repeats as one figure; `scale` brings them to the unit: `measured(seconds, "ms", 1e3)`."""
+    return Measured(tuple(value * scale for value in values), unit)
+
+
+def digits(value: float) -> str:
+    """Write a number with three significant digits, or whole."""
+    if value == round(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.095 and abs(value) < 10 else f"{value:.3g}"
+
+
+def row(
+    what: str,
+    ours: Measured,
+    beside: tuple[str, Measured] | None = None,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> Row:
+    """Make a row; a goal is one of the ratio where there is something beside, else one of the value."""
+    ratio = ours.median / beside[1].median if beside is not None and beside[1].median else None
+    held = ours.median if ratio is None else ratio
+    goals = [f"{word} {bound:g}" for word, bound in (("at least", at_least), ("at most", at_most)) if bound is not None]
+    met = (at_most is None or held <= at_most) and (at_least is None or held >= at_least)
+    return Row(
+        what=what,
+        ours=str(ours),
+        beside="" if beside is None else f"{beside[0]}: {beside[1]}",
+        value=ours.median,
+        ratio=ratio,
+        goal=", ".join(goals),
+        met=met if goals else None,
+    )
+
+
+def show(rows: Iterable[Row]) -> str:
+    """Lay out rows as a Markdown table."""
+    verdicts = {True: "yes", False: "NO", None: ""}
+    return table(
+        ("what", "useapi_voice", "beside", "ratio", "goal", "met"),
+        [
+            (
+                each["what"],
+                each["ours"],
+                each["beside"],
+                "" if each["ratio"] is None else f"{each['ratio']:.2f}",
+                each["goal"],
+                verdicts[each["met"]],
+            )
+            for each in rows
+        ],
+    )
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a benchmark, with the options that all of them have."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--size",
+        choices=("smoke", "quick", "full"),
+        default="quick",
+        help="smoke: whether it starts, in seconds; quick: a minute or two (the default); full: what the README shows",
+    )
+    made.add_argument("--repeats", type=int, help="how often each thing is measured; the size says, if not given")
+    made.add_argument("--json", type=Path, help="keep the rows and figures in this file")
+    return made
 
 
 @dataclass(frozen=True, slots=True)

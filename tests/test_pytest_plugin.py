@@ -1,5 +1,8 @@
 """The fixtures for users' own tests, used as they would: in sync and async tests, with and without settings."""
 
+import subprocess
+import sys
+
 import anyio
 import pytest
 
@@ -49,3 +52,12 @@ def test_the_session_sandbox_lives_on(useapi_sandbox_session: Sandbox) -> None:
     useapi_sandbox_session.add_voice("Kept")
 
     assert [voice.voice_name for voice in useapi_sandbox_session.voices()] == ["Kept"]
+
+
+def test_a_run_that_uses_none_of_it_loads_no_sandbox() -> None:
+    """Every run of pytest where the package is installed imports the plugin, and pays for nothing else."""
+    code = (
+        "import sys, useapi_voice.pytest_plugin; print('useapi_voice.sandbox' in sys.modules, 'httpx' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    assert told.split() == ["False", "False"]

@@ -233,14 +233,14 @@ async def test_a_waiting_client_is_idle() -> None:
     async with in_process(sandbox, keep_s=900) as client:
         await (await client.submit(ask(), key="k", deadline_s=500, queue_timeout_s=400))
         wakes = 0
-        turn = client._queue._turn
+        assign = client._queue._schedule.assign
 
-        def counting() -> None:
+        def counting(now_t: float) -> Any:
             nonlocal wakes
             wakes += 1
-            turn()
+            return assign(now_t)
 
-        client._queue._turn = counting  # type: ignore[method-assign]
+        client._queue._schedule.assign = counting  # type: ignore[method-assign]
         await anyio.sleep(1000)
         assert wakes < 40
         assert client.job("k") is None
@@ -741,14 +741,14 @@ async def test_a_refused_job_that_was_cancelled_is_cancelled(fault: Fault) -> No
     sandbox.fail("clone-voice", fault)
     async with stored(sandbox, MemoryStore()) as client:
         job = await client.submit(ask(), deadline_s=50)
-        begin = client._queue._begin
+        begin = client._queue.attempts._begin
 
         async def begin_and_cancel(*args: Any) -> Any:
             sent = await begin(*args)
             job.cancel()
             return sent
 
-        client._queue._begin = begin_and_cancel  # type: ignore[method-assign]
+        client._queue.attempts._begin = begin_and_cancel  # type: ignore[method-assign]
         assert await job.wait() == "cancelled"
         assert not (await error_of(job)).voice_may_exist
 
@@ -856,12 +856,12 @@ async def test_a_nameless_account_is_in_order_when_any_is() -> None:
     sandbox.break_account("b")
     async with in_process(sandbox) as client:
         client._queue._schedule.admit("")
-        assert not await client._queue._is_in_order("")
+        assert not await client._queue._lanes.is_in_order("")
         sandbox.repair("b")
-        assert await client._queue._is_in_order("")
-        assert await client._queue._is_in_order("b")
-        assert not await client._queue._is_in_order("a")
-        assert not await client._queue._is_in_order("gone")
+        assert await client._queue._lanes.is_in_order("")
+        assert await client._queue._lanes.is_in_order("b")
+        assert not await client._queue._lanes.is_in_order("a")
+        assert not await client._queue._lanes.is_in_order("gone")
 
 
 @virtual
@@ -1500,6 +1500,8 @@ async def test_a_client_may_leave_the_earlier_jobs_alone(tmp_path: Path) -> None
         assert old is not None
         with pytest.raises(QueueClosed, match="resume=False"):
             await old
+        with pytest.raises(QueueClosed, match="resume=False"):
+            old.cancel()
         jobs = await client.submit_many([ask("A"), ask("B")], keys=["a", "b"])
         assert [(await job).voice_name for job in jobs] == ["A", "B"]
     assert len(sandbox.clones) == 2

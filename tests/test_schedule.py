@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -909,12 +909,13 @@ class CountedJob(Job):
         return super().__lt__(other)
 
 
-def cost_of_ten_turns(backlog: int, *, pinned: str | None) -> tuple[int, int]:
+def cost_of_ten_turns(backlog: int, *, pinned: str | None, rising: bool = False) -> tuple[int, int]:
     """Count the calls and the comparisons of ten clones that end and are followed by the next."""
     harness = Harness("ABC")
     requests = [request_named(name) for name in "abcdefgh"]
     for seq in range(backlog):
-        harness.schedule.add(CountedJob(f"j{seq}", None, requests[seq % 8], 0, seq, pinned, account=pinned))
+        priority = seq if rising else 0
+        harness.schedule.add(CountedJob(f"j{seq}", None, requests[seq % 8], priority, seq, pinned, account=pinned))
     harness.turn()
     calls = 0
 
@@ -937,11 +938,48 @@ def cost_of_ten_turns(backlog: int, *, pinned: str | None) -> tuple[int, int]:
 @pytest.mark.slow  # makes 100,000 jobs
 @pytest.mark.parametrize("pinned", [None, "A"])
 def test_a_decision_costs_the_same_for_any_backlog(pinned: str | None) -> None:
-    """From 1,000 to 100,000 waiting jobs, calls and comparisons grow like a heap's depth at the most."""
+    """From 1,000 to 100,000 waiting jobs, neither calls nor comparisons grow."""
     small, large = (cost_of_ten_turns(backlog, pinned=pinned) for backlog in (1_000, 100_000))
     assert small[0] > 50
+    assert large == small
+
+
+@pytest.mark.slow  # makes 100,000 jobs
+def test_where_each_job_is_more_urgent_than_all_before_it_the_cost_grows_like_a_heaps_depth() -> None:
+    """The worst that can be asked of the order: still no more than some levels of a heap."""
+    small, large = (cost_of_ten_turns(backlog, pinned=None, rising=True) for backlog in (1_000, 100_000))
+    assert small[1] > 50
     assert large[0] < 2 * small[0]
     assert large[1] < 2.5 * small[1]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["push", "push", "pop", "end", "discard"]), st.integers(-2, 2), st.integers(0, 50))
+    )
+)
+def test_waiting_jobs_leave_in_the_order_of_their_urgency(steps: list[tuple[str, int, int]]) -> None:
+    """In whatever order they come, also in one that was given back; and it knows how many there are."""
+    heap, waiting = JobHeap(), list[Job]()
+    for number, (step, priority, which) in enumerate(steps):
+        if step == "push" or not waiting:
+            waiting.append(make_job(1000 - which if which % 5 == 0 else number, name="x", priority=priority))
+            heap.push(waiting[-1])
+        elif step == "pop":
+            first = min(waiting, key=urgency)
+            assert heap.peek() in {job for job in waiting if urgency(job) == urgency(first)}
+            waiting.remove(heap.pop())
+        elif step == "end":
+            advance(waiting.pop(which % len(waiting)), Step.CANCEL)
+            heap.forget()
+        else:
+            heap.discard(waiting.pop(which % len(waiting)))
+        assert len(heap) == len(waiting)
+        assert set(heap) == set(waiting)
+    while (job := heap.peek()) is not None:
+        assert urgency(job) == min(map(urgency, waiting))
+        waiting.remove(heap.pop())
+    assert not waiting
 
 
 def test_a_cancelled_job_is_passed_over() -> None:
@@ -971,13 +1009,14 @@ def test_cancelled_jobs_are_swept_out() -> None:
     """The heap's memory follows the number of living jobs, and the dead are never returned."""
     heap = JobHeap()
     jobs = [make_job(seq, name="x") for seq in range(1000)]
-    for job in jobs:
+    for job in jobs[::2] + jobs[1::2]:  # half of them in their order, half of them later than they are due
         heap.push(job)
+    assert len(heap._row) == len(heap._heap) + 2
     for job in jobs[:-1]:
         advance(job, Step.CANCEL)
         heap.forget()
     assert len(heap) == 1
-    assert len(heap._heap) <= 66
+    assert len(heap._row) + len(heap._heap) <= 66
     assert heap.peek() is jobs[-1]
     assert list(heap) == [jobs[-1]]
     assert heap.pop() is jobs[-1]

@@ -41,9 +41,10 @@ from ._models import (
     account_of,
 )
 from ._pictures import Statistics
-from ._queue import CloneQueue, Settings
+from ._queue import CloneQueue
 from ._roster import Roster
 from ._samples import SampleBook
+from ._settings import Settings
 from ._transport import GenerationChoice, Secret, Transport, check_base_url, check_token
 from ._witness import list_voices
 from .stores import JobStore
@@ -233,7 +234,7 @@ class VoiceClient:
         return _open_store(self._store, self._settings.keep_s)
 
     def _on_switch(self, generation: Generation) -> None:
-        self._queue.announce_generation(generation.name)
+        self._queue.registry.tell_of_client("generation", generation=generation.name)
 
     def _open_queue(self) -> CloneQueue:
         if self._state is not _State.OPEN:
@@ -439,7 +440,7 @@ class VoiceClient:
 
     def events(self) -> EventStream:
         """Return the stream of what happens from now on, to jobs and accounts; it ends when the client is left."""
-        return self._open_queue().hub.subscribe()
+        return self._open_queue().registry.hub.subscribe()
 
     # --- the other endpoints -----------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from ._models import CloneRequest, VoiceInfo
 
 EVENTS_KEPT: Final = 10_000
 """Events that a reader of `events()` may be behind before the oldest are dropped, and counted in a `missed` event."""
+NOT_OURS: Final = "this client does not work on the job: it was opened with resume=False, or is closed"
 
 
 class Desk(Protocol):
@@ -136,7 +137,7 @@ class CloneJob:
         """Wait until it has ended, whichever way, and return its state. Cancel-safe."""
         job = self._job
         if job.outcome is None and not self._desk.is_at(job):
-            raise QueueClosed("this client does not work on the job: it was opened with resume=False, or is closed")
+            raise QueueClosed(NOT_OURS)
         if job.outcome is None:
             finished = anyio.Event()
             job.watch(finished.set)
@@ -159,6 +160,9 @@ class CloneJob:
 
         Returns:
             Awaitable, which need not be awaited: the job's final state.
+
+        Raises:
+            QueueClosed: This client does not work on the job.
         """
         self._desk.cancel(self._job, voice)
         return _Ending(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 import os
@@ -179,8 +178,10 @@ class Intake:
     def _language_faults(self, language_tag: str) -> list[Fault]:
         if not self._languages or language_tag in self._languages or not language_tag.strip():
             return []
+        from difflib import get_close_matches  # the rare case need not cost every start a millisecond
+
         by_folded = {name.casefold(): name for name in self._languages}
-        near = difflib.get_close_matches(language_tag.casefold(), by_folded, n=3, cutoff=0.5)
+        near = get_close_matches(language_tag.casefold(), by_folded, n=3, cutoff=0.5)
         names = ", ".join(repr(by_folded[name]) for name in near)
         remedy = f"did you mean {names}?" if near else f"it knows {', '.join(sorted(self._languages)[:12])} ..."
         return [Fault("language_tag", f"the remote knows no language {language_tag!r}", remedy)]

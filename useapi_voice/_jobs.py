@@ -215,7 +215,9 @@ class Job:
     """Called once, when it has ended."""
 
     def __lt__(self, other: Job) -> bool:
-        return (-self.priority, self.seq) < (-other.priority, other.seq)
+        if self.priority != other.priority:
+            return self.priority > other.priority
+        return self.seq < other.seq
 
     @property
     def is_settled(self) -> bool:
@@ -237,6 +239,12 @@ class Job:
         """Do not, after all."""
         if self.watchers and watcher in self.watchers:
             self.watchers.remove(watcher)
+
+    def call_watchers(self) -> None:
+        """Tell those who wait, once, that it has ended."""
+        watchers, self.watchers = self.watchers or (), None
+        for watcher in watchers:
+            watcher()
 
     @property
     def was_sent(self) -> bool:

@@ -258,7 +258,12 @@ class _Reply(BaseModel):
     """Base of what the remote returns: frozen, unknown fields kept, no field able to spoil the rest."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True, extra="allow", coerce_numbers_to_str=True, populate_by_name=True, allow_inf_nan=False
+        frozen=True,
+        extra="allow",
+        coerce_numbers_to_str=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
+        defer_build=True,
     )
 
     @field_validator("*", mode="wrap")

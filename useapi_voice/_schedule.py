@@ -19,6 +19,7 @@ that is ready when a place is free. The rules:
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,9 +30,9 @@ from ._replies import PACE_WAIT_S, Refused, Scope
 ANY_ACCOUNT: Final = ""
 """The lane of jobs whose account nobody could name: with a single account the remote needs none [D C24, U24]."""
 LOOKAHEAD: Final = 2
+"""Jobs staged ahead of a lane's free places."""
 MOST_STAGED: Final = 12
 """Jobs staged at the most, where voice names that are in progress block some of them."""
-"""Jobs staged ahead of a lane's free places."""
 SUCCESSES_TO_RAISE: Final = 3
 """Successes in a row, at the lower limit, before a lane that was told to slow down tries two at once again."""
 MOST_SUCCESSES_TO_RAISE: Final = 48
@@ -66,11 +67,18 @@ class Send:
 
 
 class JobHeap:
-    """A heap of waiting jobs, from which a job leaves at no cost by ceasing to wait."""
+    """
+    Waiting jobs in order of urgency, from which a job leaves at no cost by ceasing to wait.
 
-    __slots__ = ("_heap", "_live")
+    Jobs mostly come in the order in which they will go: those stand in a row, which gives the next one at the same cost
+    however long it is. Only a job that is more urgent than the last of the row goes into a heap, whose levels a large
+    backlog would pay for, one cache miss after the other.
+    """
+
+    __slots__ = ("_heap", "_live", "_row")
 
     def __init__(self) -> None:
+        self._row: deque[Job] = deque()
         self._heap: list[Job] = []
         self._live = 0
 
@@ -78,36 +86,46 @@ class JobHeap:
         return self._live
 
     def __iter__(self) -> Iterator[Job]:
-        return (job for job in self._heap if job.is_waiting)
+        return (job for jobs in (self._row, self._heap) for job in jobs if job.is_waiting)
 
     def push(self, job: Job) -> None:
         """Add a queued job."""
-        heapq.heappush(self._heap, job)
+        if not self._row or self._row[-1] < job:
+            self._row.append(job)
+        else:
+            heapq.heappush(self._heap, job)
         self._live += 1
 
     def peek(self) -> Job | None:
         """Return the most urgent job that still waits."""
-        while self._heap:
-            if self._heap[0].is_waiting:
-                return self._heap[0]
+        while self._row and not self._row[0].is_waiting:
+            self._row.popleft()
+        while self._heap and not self._heap[0].is_waiting:
             heapq.heappop(self._heap)
-        return None
+        return self._heap[0] if self._heap_is_next() else self._row[0] if self._row else None
 
     def pop(self) -> Job:
         """Take the job that `peek` returned."""
         self._live -= 1
-        return heapq.heappop(self._heap)
+        return heapq.heappop(self._heap) if self._heap_is_next() else self._row.popleft()
+
+    def _heap_is_next(self) -> bool:
+        return bool(self._heap) and (not self._row or self._heap[0] < self._row[0])
 
     def discard(self, job: Job) -> None:
         """Take out a job that goes on waiting elsewhere. For short heaps: its cost grows with them."""
-        self._heap.remove(job)
-        heapq.heapify(self._heap)
+        if job in self._row:
+            self._row.remove(job)
+        else:
+            self._heap.remove(job)
+            heapq.heapify(self._heap)
         self._live -= 1
 
     def forget(self) -> None:
         """Count one job less: it no longer waits. Sweeps when the dead outnumber the living."""
         self._live -= 1
-        if len(self._heap) > 64 + 2 * self._live:
+        if len(self._row) + len(self._heap) > 64 + 2 * self._live:
+            self._row = deque(job for job in self._row if job.is_waiting)
             self._heap = [job for job in self._heap if job.is_waiting]
             heapq.heapify(self._heap)
 

@@ -1,20 +1,21 @@
 """
 Fixtures for the tests of your own code: the sandbox, served over loopback for a test, or for a session.
 
-Installed with the package; nothing happens unless a test asks for a fixture. The server runs in a thread with an event
-loop of its own, so that sync tests and tests of any async plugin can use it alike.
+Installed with the package; nothing happens unless a test asks for a fixture: not even the sandbox is imported, since
+every run of pytest loads this. The server runs in a thread with an event loop of its own, so that sync tests and tests
+of any async plugin can use it alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from anyio.from_thread import start_blocking_portal
 
-from .sandbox import Sandbox, SandboxOptions
+if TYPE_CHECKING:
+    from .sandbox import Sandbox, SandboxOptions
 
 
 class _Remote:
@@ -37,6 +38,10 @@ class _Remote:
 
 @contextmanager
 def _served(options: SandboxOptions) -> Generator[Sandbox, None, None]:
+    from anyio.from_thread import start_blocking_portal
+
+    from .sandbox import Sandbox
+
     with (
         start_blocking_portal("asyncio", name="useapi_voice sandbox") as portal,
         portal.wrap_async_context_manager(Sandbox(**options)) as sandbox,
@@ -48,6 +53,8 @@ def _served(options: SandboxOptions) -> Generator[Sandbox, None, None]:
 @pytest.fixture(scope="session")
 def useapi_sandbox_options() -> SandboxOptions:
     """Settings of the sandboxes: override this fixture to change them. One account, and clones take 10 ms."""
+    from .sandbox import SandboxOptions
+
     return SandboxOptions(accounts=1, clone_s=0.01)
 
 

@@ -115,8 +115,8 @@ def test_missing_extra_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -
 def test_other_missing_module_is_no_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that no extra brings is not explained away."""
     monkeypatch.delitem(sys.modules, "useapi_voice._cli")
-    monkeypatch.delitem(sys.modules, "useapi_voice._cli._clone")
-    monkeypatch.setitem(sys.modules, "useapi_voice._cli._clone", None)
+    monkeypatch.delitem(sys.modules, "useapi_voice._cli._fleet")
+    monkeypatch.setitem(sys.modules, "useapi_voice._cli._fleet", None)
 
     with pytest.raises(ImportError):
         useapi_voice.__main__.main()

@@ -1,4 +1,8 @@
-"""The command line: one function a command, which says what may be asked for, and hands it on."""
+"""
+The command line: one function a command, which says what may be asked for, and hands it on.
+
+Each loads what it needs when it is run, so that `--help`, and a mistyped option, are answered at once.
+"""
 
 # Typer reads a flag from a parameter with a default.
 # ruff: noqa: FBT002
@@ -12,10 +16,9 @@ import typer
 
 from .._jobs import JobState
 from .._version import __version__
-from . import _clone, _demo, _doctor, _fleet, _jobs, _plan, _report, _sandbox, _voices
-from ._batch import Style
-from ._connect import AccountOption, JsonOption
+from . import _fleet
 from ._exit import EPILOG, Debug, run
+from ._options import AccountOption, JsonOption
 from ._text import put
 
 app = typer.Typer(
@@ -111,6 +114,9 @@ def clone(
     progress have ended, a second one at once; the same command goes on in either case, makes no voice twice, and
     tries again what failed for a reason that may have passed.
     """
+    from . import _clone
+    from ._batch import Style
+
     style = Style(quiet, json)
     asked = _clone.Plan(source, language, account, store, out, max_parallel, sandbox, fail_fast, style)
     run(_clone.run, asked, debug=debug)
@@ -132,18 +138,24 @@ def plan(
 
     Counts voices, uploads, free slots and time for each account. Exits with 4 if there are fewer slots than voices.
     """
+    from . import _plan
+
     run(_plan.run, _plan.Plan(source, language, account, store, max_parallel, sandbox, json), debug=debug)
 
 
 @app.command(epilog=EPILOG)
 def doctor(json: JsonOption = False, debug: Debug = False) -> None:
     """Look at the token, the network, the accounts, their slots and languages; every finding comes with its remedy."""
+    from . import _doctor
+
     run(_doctor.run, json, debug=debug)
 
 
 @app.command(epilog=EPILOG)
 def accounts(json: JsonOption = False, debug: Debug = False) -> None:
     """List the accounts behind the token, whether they are in order, and their free slots."""
+    from . import _voices
+
     run(_voices.accounts, json, debug=debug)
 
 
@@ -155,6 +167,8 @@ def voices_list(
     debug: Debug = False,
 ) -> None:
     """List cloned voices, or the built-in ones."""
+    from . import _voices
+
     run(_voices.list_all, _voices.Listing(account, system, json), debug=debug)
 
 
@@ -166,6 +180,8 @@ def voices_delete(
     debug: Debug = False,
 ) -> None:
     """Delete cloned voices for good, and free their slots."""
+    from . import _voices
+
     run(_voices.delete, tuple(voices), account, yes, debug=debug)
 
 
@@ -177,6 +193,8 @@ def voices_prune(
     debug: Debug = False,
 ) -> None:
     """Delete all cloned voices whose names begin with PREFIX; without --yes, only show them."""
+    from . import _voices
+
     run(_voices.prune, prefix, account, yes, debug=debug)
 
 
@@ -188,6 +206,8 @@ def jobs_list(
     debug: Debug = False,
 ) -> None:
     """List the jobs of a store, with their voices and errors; needs no token."""
+    from . import _jobs
+
     run(_jobs.list_all, store, state, json, debug=debug)
 
 
@@ -199,6 +219,8 @@ def jobs_show(
     debug: Debug = False,
 ) -> None:
     """Show one job with the history of its attempts; needs no token."""
+    from . import _jobs
+
     run(_jobs.show, store, job, json, debug=debug)
 
 
@@ -217,6 +239,9 @@ def jobs_retry(
     debug: Debug = False,
 ) -> None:
     """Clone once more what ended without a voice; the recordings must still be where they were."""
+    from . import _jobs
+    from ._batch import Style
+
     asked = _jobs.Retry(store, tuple(jobs or ()), unknown, max_parallel, Style(quiet, json))
     run(_jobs.retry, asked, debug=debug)
 
@@ -229,6 +254,8 @@ def jobs_forget(
     debug: Debug = False,
 ) -> None:
     """Forget jobs that have ended, so that their keys are free; a voice that was made stays at the remote."""
+    from . import _jobs
+
     run(_jobs.forget, store, tuple(jobs), yes, debug=debug)
 
 
@@ -239,6 +266,8 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write one HTML page about a store: timelines, throughput, voices to listen to, failures; needs no token."""
+    from . import _report
+
     run(_report.run, store, out, debug=debug)
 
 
@@ -253,6 +282,8 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Watch a batch of clones go through the queue: on the built-in sandbox, and free of charge, unless --live."""
+    from . import _demo
+
     run(_demo.run, _demo.Plan(clones, accounts, clone_s, live), debug=debug)
 
 
@@ -269,6 +300,8 @@ def sandbox(
     debug: Debug = False,
 ) -> None:
     """Serve the API in a box until Ctrl-C, and print what to set to use it."""
+    from . import _sandbox
+
     run(
         _sandbox.run,
         _sandbox.Plan(accounts, clone_s, slots, host, port, faults),

@@ -8,10 +8,9 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import httpx
-import typer
 
 from .._client import DEFAULT_BASE_URL, VoiceClient
 from .._errors import ConfigurationError
@@ -27,11 +26,6 @@ SETTLE_AFTER_S: Final = 75.0
 """Likewise: how long after its request a clone whose answer was lost is looked for."""
 KEEP_S: Final = 100 * 365 * 24 * 3600.0
 """Ended jobs stay in the store until somebody forgets them: forgotten, a voice would be made and paid for twice."""
-
-AccountOption = Annotated[
-    str | None, typer.Option("--account", metavar="NAME", help="The account to use; any that is free by default.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON lines on standard output, for programs.")]
 
 
 @dataclass(frozen=True, slots=True)
