@@ -214,7 +214,7 @@ async def test_a_thousand_cancelled_waiters_leak_nothing(by: str) -> None:
         assert len({job.id for job in jobs}) == 200
         for job in jobs:
             assert (await job).voice_name == job.request.voice_name
-        pools = [http._transport._pool for http in client._transport._own._clients.values()]  # type: ignore[union-attr,attr-defined]
+        pools = [line._transport._pool for line in client._transport._own._lines.values()]  # type: ignore[union-attr,attr-defined]
         assert [one for pool in pools for one in pool.connections if not one.is_idle()] == []
         assert [one for pool in pools for one in pool._requests] == []
         statistics = client.statistics()
@@ -1241,9 +1241,9 @@ async def test_closing_over_real_sockets_leaves_nothing(body: str) -> None:
         assert all(job.done() for job in jobs)
         assert Counter(job.state for job in jobs)[JobState.UNKNOWN] == 4
         [client] = clients
-        own = list(client._transport._own._clients.values())  # type: ignore[union-attr]
-        assert [http.is_closed for http in own] == [True] * len(own)
-        assert [http._transport._pool.connections for http in own] == [[]] * len(own)  # type: ignore[attr-defined]
+        lines = client._transport._own._lines.values()  # type: ignore[union-attr]
+        assert len(lines) == 3
+        assert [line._transport._pool.connections for line in lines] == [[]] * 3  # type: ignore[attr-defined]
         for wrong in (client.clone(ask()), client.config(), client.drain()):
             with pytest.raises(QueueClosed, match="this VoiceClient is closed"):
                 await wrong

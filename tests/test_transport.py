@@ -318,20 +318,39 @@ async def test_a_clients_own_settings_are_left_alone() -> None:
     assert own.headers["authorization"].startswith("Basic ")
 
 
-async def test_own_clients_are_closed() -> None:
+async def test_own_connections_are_closed() -> None:
     """What the transport opened it closes; no socket is left to the garbage collector, and none is opened later."""
     async with talking(lambda _: Say()) as (made, heard):
-        await made.send(PING)
-        await made.send(replace(PING, account="1"))
-        clients = [made._client_of(account) for account in (None, "1")]
-    assert [http.is_closed for http in clients] == [True, True]
+        for account in (None, "1", "1"):
+            await made.send(replace(PING, account=account))
+        pools = [line._transport._pool for line in made._own._lines.values()]  # type: ignore[union-attr,attr-defined]
+        assert [len(pool.connections) for pool in pools] == [1, 1]
+    assert [pool.connections for pool in pools] == [[], []]
     late = await made.send(replace(PING, account="2"))
     assert isinstance(late, NoReply)
     assert not late.was_sent
-    assert len(heard) == 2
+    assert len(heard) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gc.collect()
+
+
+async def test_a_proxy_of_the_environment_is_used_for_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for a tunnel, and sees no token; a host that the environment exempts goes without it."""
+    heard: list[Heard] = []
+
+    async def refuse(request: Heard) -> Say:
+        heard.append(request)
+        return Say(403)
+
+    async with serving(refuse) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.removesuffix("/v1/minimax"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+        async with transport("https://sandbox.invalid") as made, transport("https://127.0.0.2:1") as exempt:
+            answers = [await made.send(PING), await exempt.send(PING)]
+    assert [isinstance(answer, NoReply) and answer.was_sent for answer in answers] == [False, False]
+    assert [request.method for request in heard] == ["CONNECT"]
+    assert TOKEN not in repr(heard)
 
 
 async def test_a_proxy_of_the_environment_never_sees_a_loopback_call(monkeypatch: pytest.MonkeyPatch) -> None:

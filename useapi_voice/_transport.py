@@ -15,8 +15,7 @@ import ipaddress
 import json
 import logging
 import random
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +42,7 @@ from ._replies import (
     server_time,
 )
 from ._version import __version__
+from ._wire import ClientLine, Line, OwnLines, headers_of
 
 logger = logging.getLogger("useapi_voice")
 
@@ -89,17 +89,6 @@ class Secret:
     def sign(self, request: httpx.Request) -> None:
         """Put the token into this request's Authorization header."""
         request.headers["Authorization"] = f"Bearer {self._value}"
-
-
-class _Bearer(httpx.Auth):
-    """Signs each request on its own, so that an injected client is never changed, nor its own `auth` used."""
-
-    def __init__(self, secret: Secret) -> None:
-        self._secret = secret
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        self._secret.sign(request)
-        yield request
 
 
 def check_token(secret: Secret) -> Secret:
@@ -190,50 +179,6 @@ class Body:
     size_bytes: int
 
 
-class _OwnClients:
-    """
-    One httpx client per account, made when it is first needed.
-
-    At every request httpcore's pool looks at all of its connections for each of them: one pool for thirty accounts
-    spends ten milliseconds on that, and its connections idle meanwhile. A pool of a handful spends nothing.
-    """
-
-    def __init__(self, base_url: str) -> None:
-        self._is_tls = base_url.startswith("https:")
-        # Reading the certificates of the world takes a while, so all share them; plain http has no use for them.
-        self._verify = httpx.create_ssl_context() if self._is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._clients: dict[str | None, httpx.AsyncClient] = {}
-        self.is_closed = False
-
-    def of(self, account: str | None) -> httpx.AsyncClient:
-        """
-        Return the client for calls that concern this account.
-
-        Raises:
-            RuntimeError: They are closed.
-        """
-        if self.is_closed:
-            raise RuntimeError("the transport is closed")
-        client = self._clients.get(account)
-        if client is None:
-            client = self._clients[account] = httpx.AsyncClient(
-                # Plain http is for loopback alone: a proxy that the environment names would see the token.
-                trust_env=self._is_tls,
-                verify=self._verify,
-                # The lanes are the limit, not the pool: a pool smaller than them would answer with PoolTimeout.
-                # Connections are not kept idle for long: one that the other side closed meanwhile costs a clone its
-                # answer. A place that is handed on takes its connection along at once, however long clones take.
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2.0),
-            )
-        return client
-
-    async def aclose(self) -> None:
-        """Close them all."""
-        self.is_closed = True
-        for client in self._clients.values():
-            await client.aclose()
-
-
 class Transport:
     """
     Sends calls over one httpx client, its own or the caller's.
@@ -254,16 +199,10 @@ class Transport:
         http_client: httpx.AsyncClient | None = None,
         on_switch: Callable[[Generation], None] = lambda generation: None,
     ) -> None:
-        self._auth = _Bearer(secret)
         self._base_url = base_url
         self._choice = choice
-        self._own: _OwnClients | None = None
-        self._client_of: Callable[[str | None], httpx.AsyncClient]
-        if http_client is None:
-            self._own = _OwnClients(base_url)
-            self._client_of = self._own.of
-        else:
-            self._client_of = lambda _: http_client
+        self._own = OwnLines(base_url, secret) if http_client is None else None
+        self._given = None if http_client is None else ClientLine(http_client, secret)
         self._on_switch = on_switch
         self.server_epoch_s: float | None = None
         """What to add to loop time for the remote's clock, in epoch seconds; `None` before its first `Date`."""
@@ -274,7 +213,7 @@ class Transport:
         return self._choice.current
 
     async def aclose(self) -> None:
-        """Close the clients that are our own."""
+        """Close the connections that are our own."""
         if self._own is not None:
             await self._own.aclose()
 
@@ -358,24 +297,30 @@ class Transport:
     async def _send(self, call: Call, body: Body | None, read_timeout_s: float) -> Answer:
         chunks = None if body is None else body.chunks()
         try:
-            client = self._client_of(call.account)
-            request = self._build(client, call, chunks, body, read_timeout_s)
+            line = self._line_of(call.account)
+            request = self._build(line, call, chunks, body, read_timeout_s)
         except Exception as error:  # noqa: BLE001 - say a name that cannot be encoded: whatever it is, nothing was sent
             return NoReply(was_sent=False, reason=_in_words(error))
         sent_t = anyio.current_time()
         whole_s = read_timeout_s if body is None else None
         with anyio.move_on_after(None if whole_s is None else whole_s + CONNECT_TIMEOUT_S + GRACE_S):
             try:
-                return await self._exchange(client, request, None if whole_s is None else sent_t + whole_s + GRACE_S)
+                return await self._exchange(line, request, None if whole_s is None else sent_t + whole_s + GRACE_S)
             finally:
                 if chunks is not None:
                     # httpx leaves an upload that ends early to the garbage collector, and with it the open file.
                     await chunks.aclose()
         return NoReply(was_sent=True, reason=f"no whole answer within {read_timeout_s:g} s")
 
+    def _line_of(self, account: str | None) -> Line:
+        if self._own is not None:
+            return self._own.of(account)
+        assert self._given is not None  # noqa: S101 - there is one or the other
+        return self._given
+
     def _build(
         self,
-        client: httpx.AsyncClient,
+        line: Line,
         call: Call,
         chunks: AsyncIterator[bytes] | None,
         body: Body | None,
@@ -388,27 +333,20 @@ class Transport:
         elif call.body is not None:
             headers["Content-Type"] = "application/json"
             content = json.dumps(call.body).encode()
-        return client.build_request(
-            call.method,
-            self._base_url + call.path,
-            params=call.params or None,
-            content=content,
-            headers=headers,
-            # No limit on waiting for a connection: the lanes bound how many there are.
-            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_timeout_s, pool=None),
-        )
+        # No limit on waiting for a connection: the lanes bound how many there are.
+        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_timeout_s, pool=None)
+        return line.build(call.method, self._base_url + call.path, call.params, content, headers, timeout)
 
-    async def _exchange(self, client: httpx.AsyncClient, request: httpx.Request, deadline_t: float | None) -> Answer:
+    async def _exchange(self, line: Line, request: httpx.Request, deadline_t: float | None) -> Answer:
         status: int | None = None
         try:
-            response = await client.send(request, stream=True, auth=self._auth, follow_redirects=False)
+            response = await line.send(request)
             status, answered_t = response.status_code, anyio.current_time()
             try:
                 content = await _read_whole(response, deadline_t)
             finally:
                 await response.aclose()
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            reply = Reply(status, headers, content, datetime.now(UTC))
+            reply = Reply(status, headers_of(response), content, datetime.now(UTC))
             theirs = server_time(reply)
             if theirs is not None:
                 # Against loop time, which nobody sets: our own wall clock may be stepped while a clone is in progress.
