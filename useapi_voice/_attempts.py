@@ -152,13 +152,14 @@ class Attempts:
             is_over = True
         finally:
             self._running -= 1
-            self._schedule.free_place(job, account)
+            is_news = self._schedule.free_place(job, account)
             if is_over:
                 self._registry.floor.freed(job)
             if self._ended is not None:
                 self._ended.set()
                 self._ended = None
-            self._turn()
+            if is_news:  # else the next clone has left
+                self._turn()
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
@@ -206,6 +207,7 @@ class Attempts:
             if voice is not None:
                 # The next clone leaves first; whoever waits for this one has waited a minute already.
                 self._schedule.free_place(job, sent.account)
+                self._lanes.succeeded(sent.account)
                 self._turn()
                 self.pace.note(self._clocks.now() - sent.t)
                 end_attempt(job, datetime.now(UTC), "cloned", status_code=verdict.status_code)
@@ -231,7 +233,6 @@ class Attempts:
 
     async def _got_voice(self, job: Job, account: str, voice: VoiceInfo) -> None:
         self._witness.claim(account, voice)
-        self._lanes.succeeded(account)
         if job.cancelling == "delete":
             await self._delete_unwanted(job, account, voice)
         elif job.is_settled:
@@ -299,6 +300,7 @@ class Attempts:
             ids = [voice.voice_id for voice in found.others]
             logger.warning("job %s: %d further voices fit it; they were left alone: %s", job.id, len(ids), ids)
             self._registry.tell(job, "surplus", voice_ids=ids)
+        self._lanes.succeeded(sent.account)
         await self._got_voice(job, sent.account, found.voice)
 
     def _was_absent(self, job: Job, unknown: Unknown) -> None:
