@@ -374,8 +374,7 @@ class Schedule:
         for lane in self.lanes.values():
             if now_t < lane.gate_t < wake_t:
                 wake_t = lane.gate_t
-            if lane.look_again_t < wake_t:
-                wake_t = lane.look_again_t
+            wake_t = min(wake_t, lane.look_again_t)
         return wake_t
 
     def lanes_to_look_at(self, now_t: float) -> list[Lane]:
