@@ -654,6 +654,23 @@ async def test_deadline_ends_the_job_but_not_the_place() -> None:
     assert len(found.of("late_voice")) == 1
 
 
+@pytest.mark.slow  # real time, as a file is involved
+@pytest.mark.parametrize("clone_s", [0.21, 0.4])
+async def test_a_late_voice_leaves_the_ending_on_record(tmp_path: Path, clone_s: float) -> None:
+    """Whoever asks the next client for the job learns how it ended, and of the voice; nobody waits for ever."""
+    sandbox = Sandbox(accounts=["a"], clone_s=clone_s)
+    async with in_process(sandbox, store=tmp_path / "q.db") as client:
+        job = await client.submit(ask(files=[sandbox.add_sample()]), key="k", deadline_s=0.2)
+        assert isinstance(await error_of(job), DeadlineExceeded)
+    assert len(job.surplus) == 1
+    async with in_process(sandbox, store=tmp_path / "q.db") as client:
+        again = client.job("k")
+        assert again is not None
+        assert isinstance(await error_of(again), DeadlineExceeded)
+        assert again.surplus == job.surplus
+    assert len(sandbox.clones) == 1
+
+
 @virtual
 async def test_deadline_of_a_waiting_job() -> None:
     """One that was not sent costs nothing; nor does one whose samples are going up."""
