@@ -40,6 +40,7 @@ from useapi_voice import (
     CloneError,
     CloneJob,
     CloneOutcomeUnknown,
+    ConfigurationError,
     DeadlineExceeded,
     JobState,
     QueueClosed,
@@ -353,6 +354,20 @@ async def test_429_shuts_the_accounts_gate_for_as_long_as_told(form: Any) -> Non
 
 
 @virtual
+@pytest.mark.parametrize("told", ["1e12", "1e300", "Fri, 31 Dec 9999 23:59:59 -1200"])
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_wait_that_no_calendar_holds_harms_nobody_else(told: str, status: int) -> None:
+    """An account that says "never again" is closed for as long as makes no odds; the other works on."""
+    sandbox = sandbox_of(["a", "b"])
+    sandbox.fail("clone-voice", Fault.status(status, headers={"retry-after": told}), account="a")
+    files = {account: sandbox.add_sample(account=account) for account in "ab"}
+    async with in_process(sandbox, close_grace_s=0) as client:
+        job = await client.submit(ask("A", files=[files["a"]]), deadline_s=500)
+        assert (await client.clone(ask("B", files=[files["b"]]))).voice_name == "B"
+        assert isinstance(await error_of(job), DeadlineExceeded)
+
+
+@virtual
 async def test_429_without_advice_waits_20_s_growing() -> None:
     """20 s, 40 s, 80 s: each refusal in a row doubles the wait, a success makes it 20 s again."""
     sandbox = sandbox_of()
@@ -593,6 +608,25 @@ async def test_cancelled_or_expired_on_the_way_out() -> None:
 
 
 @virtual
+@pytest.mark.parametrize("clock", ["queue_timeout_s", "deadline_s"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "5", True])
+async def test_a_clock_that_is_no_time_is_refused(clock: Any, value: Any) -> None:
+    """It is refused before anything is kept; taken in, NaN would stop the clocks of all jobs behind it."""
+    async with in_process(sandbox_of()) as client:
+        with pytest.raises(ConfigurationError, match=clock):
+            await client.submit(ask(), **{clock: value})
+        assert client.statistics().jobs == {}
+
+
+@virtual
+@pytest.mark.parametrize("value", [1e12, float("inf")])
+async def test_a_clock_that_no_calendar_holds_never_rings(value: float) -> None:
+    """Whoever is as patient as that has a job like any other."""
+    async with in_process(sandbox_of()) as client:
+        assert (await (await client.submit(ask(), deadline_s=value, queue_timeout_s=value))).voice_name == "Ann"
+
+
+@virtual
 async def test_queue_timeout_is_for_what_was_not_sent() -> None:
     """It ends a job that waits, at its very moment, and never one that was sent."""
     sandbox = sandbox_of(clone_s=50)
@@ -633,6 +667,23 @@ async def test_deadline_ends_the_job_but_not_the_place() -> None:
         assert (job.state, await job.wait()) == ("expired", "expired")
     assert [clone.begun_at for clone in sandbox.clones] == pytest.approx([0, 50], abs=0.1)
     assert len(found.of("late_voice")) == 1
+
+
+@pytest.mark.slow  # real time, as a file is involved
+@pytest.mark.parametrize("clone_s", [0.21, 0.4])
+async def test_a_late_voice_leaves_the_ending_on_record(tmp_path: Path, clone_s: float) -> None:
+    """Whoever asks the next client for the job learns how it ended, and of the voice; nobody waits for ever."""
+    sandbox = Sandbox(accounts=["a"], clone_s=clone_s)
+    async with in_process(sandbox, store=tmp_path / "q.db") as client:
+        job = await client.submit(ask(files=[sandbox.add_sample()]), key="k", deadline_s=0.2)
+        assert isinstance(await error_of(job), DeadlineExceeded)
+    assert len(job.surplus) == 1
+    async with in_process(sandbox, store=tmp_path / "q.db") as client:
+        again = client.job("k")
+        assert again is not None
+        assert isinstance(await error_of(again), DeadlineExceeded)
+        assert again.surplus == job.surplus
+    assert len(sandbox.clones) == 1
 
 
 @virtual

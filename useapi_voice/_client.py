@@ -214,7 +214,11 @@ class VoiceClient:
                     yield
         finally:
             with anyio.CancelScope(shield=True):
-                await store.aclose()
+                try:
+                    await store.aclose()
+                finally:
+                    # After the store, which announces the last endings; readers must learn of the end in any case.
+                    self._queue.registry.hub.close()
                 await book.aclose()
                 await transport.aclose()
 
@@ -287,6 +291,7 @@ class VoiceClient:
             The job, accepted: await it for the voice.
 
         Raises:
+            ConfigurationError: A clock is no positive number.
             RequestInvalid: All faults of the request; nothing was sent or kept.
             SampleRejected: The same, where all faults lie in samples.
             AuthenticationError: The remote was asked for its languages, and refused the token.
@@ -350,8 +355,10 @@ class VoiceClient:
             requests,
             keys=keys if keys is not None else [None] * len(requests),
             priority=priority,
-            queue_timeout_s=settings.queue_timeout_s if queue_timeout_s is None else queue_timeout_s,
-            deadline_s=settings.deadline_s if deadline_s is None else deadline_s,
+            queue_timeout_s=settings.queue_timeout_s
+            if queue_timeout_s is None
+            else _positive("queue_timeout_s", queue_timeout_s),
+            deadline_s=settings.deadline_s if deadline_s is None else _positive("deadline_s", deadline_s),
         )
 
     def as_completed(self, jobs: Iterable[CloneJob]) -> AsyncIterator[CloneJob]:

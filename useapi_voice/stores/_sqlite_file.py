@@ -92,9 +92,11 @@ MIGRATIONS: tuple[Sequence[str], ...] = (_TO_VERSION_1,)
 _COLUMNS: Final = "id, key, state, priority, seq, account, pinned, voice_name, payload, sent_at, settled_at, voice_id"
 # A new job; a second one of its key, its id or its number is refused by the table.
 ADD: Final = f"INSERT INTO jobs ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - our own names
-# All of a job that can change, by its number, the cheapest way to a row. One that was forgotten stays so.
+# All of a job that can change, by its number, the cheapest way to a row. One that was forgotten stays so, and one that
+# has ended: what is noted of it after that is a voice that came late.
 UPDATE: Final = """
-    UPDATE jobs SET state = ?, account = ?, pinned = ?, payload = ?, sent_at = ?, settled_at = ?, voice_id = ?
+    UPDATE jobs SET state = ?, account = ?, pinned = ?, payload = ?, sent_at = ?,
+        settled_at = coalesce(?, settled_at), voice_id = coalesce(?, voice_id)
     WHERE seq = ? AND id = ?
 """
 # A job that was added for somebody who did not wait for it.
