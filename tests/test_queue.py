@@ -1549,7 +1549,9 @@ async def test_an_earlier_job_comes_in_once(tmp_path: Path) -> None:
     sandbox = Sandbox(accounts=["a", "b"], clone_s=0.2)
     settings: dict[str, Any] = {"store": tmp_path / "q.db", "settle_after_s": 0.6}
     async with in_process(sandbox, close_grace_s=0, **settings) as client:
-        await client.submit_many([ask("A", account="b"), ask("B", account="b"), ask("C", account="b")], keys="abc")
+        await client.submit_many(
+            [ask("A", account="b"), ask("B", account="b"), ask("C", account="b")], keys=list("abc")
+        )
         while sandbox.in_progress() < 2:
             await anyio.sleep(0.001)
     async with in_process(sandbox, resume=False, **settings) as client:
@@ -1557,7 +1559,7 @@ async def test_an_earlier_job_comes_in_once(tmp_path: Path) -> None:
 
         async def submit() -> None:
             requests = [ask(name, account="b") for name in "ABC"]
-            found.extend(await client.submit_many(requests, keys="abc"))
+            found.extend(await client.submit_many(requests, keys=list("abc")))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(submit)
