@@ -40,6 +40,7 @@ from useapi_voice import (
     CloneError,
     CloneJob,
     CloneOutcomeUnknown,
+    ConfigurationError,
     DeadlineExceeded,
     JobState,
     QueueClosed,
@@ -56,6 +57,7 @@ from useapi_voice import (
 from useapi_voice._jobs import Job
 from useapi_voice._models import account_of
 from useapi_voice.sandbox import Fault, Sandbox
+from useapi_voice.stores import KeyTaken
 from useapi_voice.stores.memory import MemoryStore
 from useapi_voice.stores.sqlite import SqliteStore
 
@@ -352,6 +354,20 @@ async def test_429_shuts_the_accounts_gate_for_as_long_as_told(form: Any) -> Non
 
 
 @virtual
+@pytest.mark.parametrize("told", ["1e12", "1e300", "Fri, 31 Dec 9999 23:59:59 -1200"])
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_wait_that_no_calendar_holds_harms_nobody_else(told: str, status: int) -> None:
+    """An account that says "never again" is closed for as long as makes no odds; the other works on."""
+    sandbox = sandbox_of(["a", "b"])
+    sandbox.fail("clone-voice", Fault.status(status, headers={"retry-after": told}), account="a")
+    files = {account: sandbox.add_sample(account=account) for account in "ab"}
+    async with in_process(sandbox, close_grace_s=0) as client:
+        job = await client.submit(ask("A", files=[files["a"]]), deadline_s=500)
+        assert (await client.clone(ask("B", files=[files["b"]]))).voice_name == "B"
+        assert isinstance(await error_of(job), DeadlineExceeded)
+
+
+@virtual
 async def test_429_without_advice_waits_20_s_growing() -> None:
     """20 s, 40 s, 80 s: each refusal in a row doubles the wait, a success makes it 20 s again."""
     sandbox = sandbox_of()
@@ -486,6 +502,20 @@ async def stored(sandbox: Sandbox, store: MemoryStore, **settings: Any) -> Async
 
 
 @virtual
+async def test_a_store_that_finds_a_key_taken_is_believed() -> None:
+    """Only a fleet's jobs can be another process's: anywhere else it is an error, and not a reason to look again."""
+
+    class Taken(MemoryStore):
+        async def add(self, jobs: Sequence[Job]) -> None:
+            raise KeyTaken(f"nothing was kept of {len(jobs)} jobs: a key is taken")
+
+    async with stored(sandbox_of(), Taken()) as client:
+        with pytest.raises(StoreError, match="a key is taken"):
+            await client.submit(ask(), key="k")
+        assert client.job("k") is None
+
+
+@virtual
 async def test_a_key_whose_first_submit_fails_is_free_again() -> None:
     """A second submit waits for the store's word on the first: where that is no, it makes the job itself."""
     sandbox = sandbox_of()
@@ -578,6 +608,17 @@ async def test_cancelled_or_expired_on_the_way_out() -> None:
 
 
 @virtual
+@pytest.mark.parametrize("clock", ["queue_timeout_s", "deadline_s"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e12, "5", True])
+async def test_a_clock_that_is_no_time_is_refused(clock: Any, value: Any) -> None:
+    """It is refused before anything is kept; taken in, NaN would stop the clocks of all jobs behind it."""
+    async with in_process(sandbox_of()) as client:
+        with pytest.raises(ConfigurationError, match=clock):
+            await client.submit(ask(), **{clock: value})
+        assert client.statistics().jobs == {}
+
+
+@virtual
 async def test_queue_timeout_is_for_what_was_not_sent() -> None:
     """It ends a job that waits, at its very moment, and never one that was sent."""
     sandbox = sandbox_of(clone_s=50)
@@ -618,6 +659,23 @@ async def test_deadline_ends_the_job_but_not_the_place() -> None:
         assert (job.state, await job.wait()) == ("expired", "expired")
     assert [clone.begun_at for clone in sandbox.clones] == pytest.approx([0, 50], abs=0.1)
     assert len(found.of("late_voice")) == 1
+
+
+@pytest.mark.slow  # real time, as a file is involved
+@pytest.mark.parametrize("clone_s", [0.21, 0.4])
+async def test_a_late_voice_leaves_the_ending_on_record(tmp_path: Path, clone_s: float) -> None:
+    """Whoever asks the next client for the job learns how it ended, and of the voice; nobody waits for ever."""
+    sandbox = Sandbox(accounts=["a"], clone_s=clone_s)
+    async with in_process(sandbox, store=tmp_path / "q.db") as client:
+        job = await client.submit(ask(files=[sandbox.add_sample()]), key="k", deadline_s=0.2)
+        assert isinstance(await error_of(job), DeadlineExceeded)
+    assert len(job.surplus) == 1
+    async with in_process(sandbox, store=tmp_path / "q.db") as client:
+        again = client.job("k")
+        assert again is not None
+        assert isinstance(await error_of(again), DeadlineExceeded)
+        assert again.surplus == job.surplus
+    assert len(sandbox.clones) == 1
 
 
 @virtual
@@ -1484,6 +1542,32 @@ async def test_what_was_sent_is_looked_for_by_the_next_client(tmp_path: Path) ->
         assert again is not None
         assert (await again).voice_name == "Ann"
     assert len(sandbox.clones) == 1
+
+
+@pytest.mark.slow  # real time, as a file is involved
+async def test_an_earlier_job_comes_in_once(tmp_path: Path) -> None:
+    """Submitted twice at once by its key, a job of an earlier life goes on as one; pinned, it stays where it is."""
+    sandbox = Sandbox(accounts=["a", "b"], clone_s=0.2)
+    settings: dict[str, Any] = {"store": tmp_path / "q.db", "settle_after_s": 0.6}
+    async with in_process(sandbox, close_grace_s=0, **settings) as client:
+        await client.submit_many(
+            [ask("A", account="b"), ask("B", account="b"), ask("C", account="b")], keys=list("abc")
+        )
+        while sandbox.in_progress() < 2:
+            await anyio.sleep(0.001)
+    async with in_process(sandbox, resume=False, **settings) as client:
+        found: list[CloneJob] = []
+
+        async def submit() -> None:
+            requests = [ask(name, account="b") for name in "ABC"]
+            found.extend(await client.submit_many(requests, keys=list("abc")))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(submit)
+            tasks.start_soon(submit)
+        assert len({job.id for job in found}) == 3
+        assert [(await job).account for job in found] == ["b"] * 6
+    assert len(sandbox.clones) == 3
 
 
 @pytest.mark.slow  # real time, as a file is involved

@@ -237,6 +237,7 @@ class Attempts:
             await self._delete_unwanted(job, account, voice)
         elif job.is_settled:
             # Its deadline passed, or the client is closing: nobody waits, but the voice is there, and was paid for.
+            await self._registry.wait_for_ending(job)
             job.surplus += (voice,)
             logger.warning("voice %s of job %s turned up after the job had ended", voice.voice_id, job.id)
             self._registry.tell(job, "late_voice", voice_id=voice.voice_id)

@@ -129,9 +129,8 @@ class CloneQueue:
                     self.registry.abandon()
                     tasks.cancel_scope.cancel()
         finally:
-            # Whatever the body raised, readers of events must learn that this is the end, and callers that it is over.
+            # Whatever the body raised, callers must learn that it is over.
             self._tasks = None
-            self.registry.hub.close()
 
     def _resume(self, recovered: Recovered) -> None:
         """Go on where an earlier life stopped: what it sent is looked for first, and occupies its places until then."""

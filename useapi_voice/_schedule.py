@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ._jobs import Job, JobState
+from ._models import name_key
 from ._replies import PACE_WAIT_S, Refused, Scope
 
 ANY_ACCOUNT: Final = ""
@@ -468,4 +469,4 @@ class Schedule:
 
 
 def _name(job: Job) -> str:
-    return job.request.voice_name.strip()
+    return name_key(job.request.voice_name)

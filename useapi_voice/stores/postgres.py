@@ -35,6 +35,7 @@ import asyncpg
 from .. import _errors
 from .._errors import ApiError, ConfigurationError, StoreError
 from .._jobs import OCCUPYING_STATES, CancelChoice, Job, JobState, Outcome
+from .._models import name_key
 from .._recovery import voice_key
 from .._replies import Refused, Scope
 from . import Desk, Gate, KeyTaken, Ledger, Recovered, codec
@@ -297,7 +298,7 @@ class PostgresStore:
         row = codec.encode(job)
         shas = [print_.sha256 for print_ in job.fingerprints if print_.path is None]
         ends = [None if at is None else (at - now).total_seconds() for at in (job.queue_deadline_at, job.deadline_at)]
-        name = row.voice_name.strip()
+        name = name_key(row.voice_name)
         return (row.id, row.key, row.state.value, row.priority, row.seq, row.account, row.pinned, name, row.payload,
                 job.attempts, shas, *ends)  # fmt: skip
 
