@@ -7,14 +7,14 @@ import json
 import sys
 
 from useapi_voice import VoiceClient
-from useapi_voice.stores import _turns, postgres
+from useapi_voice.stores import _replica, postgres
 
 
 async def main() -> None:
     """Work, as standard input's first line says."""
     wanted = json.loads(sys.stdin.readline())
     postgres.LEASE_MARGIN_S = wanted.pop("lease_margin_s", postgres.LEASE_MARGIN_S)
-    _turns.POLL_S = wanted.pop("poll_s", _turns.POLL_S)
+    _replica.POLL_S = wanted.pop("poll_s", _replica.POLL_S)
     async with VoiceClient(**wanted):
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.read)

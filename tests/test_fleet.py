@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import asyncpg
 import pytest
 from fleets import a_database, run_sql, workers
 from harness import wav
 
 from useapi_voice import CloneCancelled, CloneRequest, ConfigurationError, StoreError, VoiceClient, VoiceInfo
-from useapi_voice.stores import _turns, postgres
+from useapi_voice.stores import _replica, postgres
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _common import Server, sandbox_process
@@ -62,7 +63,7 @@ class Place:
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Give a database and a sandbox of two accounts in a process of its own."""
     monkeypatch.setattr(postgres, "LEASE_MARGIN_S", 0.5)
-    monkeypatch.setattr(_turns, "POLL_S", 0.3)
+    monkeypatch.setattr(_replica, "POLL_S", 0.3)
     options = getattr(request, "param", {"accounts": ["north", "south"], "clone_s": 0.2})
     with a_database() as url, sandbox_process(**options) as server:
         yield Place(url, server)
@@ -295,10 +296,15 @@ async def test_no_password_is_shown(place: Place) -> None:
 
 async def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Making a client on a fleet says what to install; everything else works without it."""
-    for name in ("postgres", "_schema", "_turns"):
+    for name in ("postgres", "_claims", "_database", "_listener", "_replica", "_schema", "_seats", "_turns", "_writer"):
         monkeypatch.delitem(sys.modules, f"useapi_voice.stores.{name}")
     monkeypatch.delattr("useapi_voice.stores.postgres")
     monkeypatch.setitem(sys.modules, "asyncpg", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'useapi-voice\[postgres\]'"):
         VoiceClient("user:1-token", store="postgresql://nowhere/fleet")
     VoiceClient("user:1-token")
+    # What is missing besides is a broken installation, which that command would not mend.
+    monkeypatch.setitem(sys.modules, "asyncpg", asyncpg)
+    monkeypatch.setitem(sys.modules, "pgqueuer.domain.settings", None)
+    with pytest.raises(ModuleNotFoundError, match="settings"):
+        VoiceClient("user:1-token", store="postgresql://nowhere/fleet")

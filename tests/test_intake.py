@@ -175,7 +175,7 @@ async def test_copies_of_streams_live_as_long_as_their_jobs() -> None:
 
     sandbox = Sandbox(clone_s=0.05)
     async with over_loopback(sandbox) as client:
-        book = client._queue._book
+        book = client._queue._intake._book
         with pytest.raises(RequestInvalid):
             await client.submit(ask("n" * 31, samples=[Once(wav())]))
         assert book._holds == {}
@@ -202,11 +202,11 @@ async def test_a_known_key_gives_its_stream_up_once() -> None:
         other = ask("Ben", samples=[stream])
         with pytest.raises(RequestInvalid, match="belongs to another request"):
             await client.submit_many([request, request, other, ask("Cid", samples=[stream])], keys=["k", "k", "b", "k"])
-        assert client._queue._book._holds == {}
+        assert client._queue._intake._book._holds == {}
         fresh = Once(wav())
         jobs = await client.submit_many([ask(samples=[fresh]), ask(samples=[fresh])], keys=["k", "k"])
         assert jobs[0].id == jobs[1].id
-        assert list(client._queue._book._holds.values()) == [1]
+        assert list(client._queue._intake._book._holds.values()) == [1]
         await jobs[0]
 
 
@@ -217,7 +217,10 @@ async def test_near_languages_are_offered() -> None:
     """A misspelt language is told with the nearest ones; one that is like none, with what there is."""
     async with in_process(Sandbox()) as client:
         for tag, says in {
-            "english": "did you mean 'English'",
+            "english": "did you mean 'English'?)",
+            "en": "did you mean 'English'?)",
+            "en-US": "did you mean 'English'?)",
+            "Englsh": "did you mean 'English'?)",
             "chinese": "did you mean 'Chinese (Mandarin)'",
             "Xhosa!": "it knows Arabic, Chinese (Mandarin), English",
         }.items():
@@ -354,7 +357,7 @@ async def test_a_sample_that_changes_while_it_is_accepted(tmp_path: Path) -> Non
     path = tmp_path / "s.wav"
     path.write_bytes(wav())
     async with in_process(Sandbox(), store=tmp_path / "q.db") as client:
-        book = client._queue._book
+        book = client._queue._intake._book
         inspect_all = book.inspect_all
 
         async def inspect_and_change(samples: Any) -> Any:

@@ -40,6 +40,7 @@ from useapi_voice import (
     CloneError,
     CloneJob,
     CloneOutcomeUnknown,
+    ConfigurationError,
     DeadlineExceeded,
     JobState,
     QueueClosed,
@@ -56,6 +57,7 @@ from useapi_voice import (
 from useapi_voice._jobs import Job
 from useapi_voice._models import account_of
 from useapi_voice.sandbox import Fault, Sandbox
+from useapi_voice.stores import KeyTaken
 from useapi_voice.stores.memory import MemoryStore
 from useapi_voice.stores.sqlite import SqliteStore
 
@@ -214,9 +216,9 @@ async def test_a_thousand_cancelled_waiters_leak_nothing(by: str) -> None:
         assert len({job.id for job in jobs}) == 200
         for job in jobs:
             assert (await job).voice_name == job.request.voice_name
-        pool = client._transport._client._transport._pool  # type: ignore[attr-defined]
-        assert [one for one in pool.connections if not one.is_idle()] == []
-        assert pool._requests == []
+        pools = [line._transport._pool for line in client._transport._own._lines.values()]  # type: ignore[union-attr,attr-defined]
+        assert [one for pool in pools for one in pool.connections if not one.is_idle()] == []
+        assert [one for pool in pools for one in pool._requests] == []
         statistics = client.statistics()
         assert [(lane.in_progress, lane.staged, lane.waiting) for lane in statistics.lanes] == [(0, 0, 0)] * 4
         assert set(statistics.jobs) == {JobState.CLONED}
@@ -233,14 +235,14 @@ async def test_a_waiting_client_is_idle() -> None:
     async with in_process(sandbox, keep_s=900) as client:
         await (await client.submit(ask(), key="k", deadline_s=500, queue_timeout_s=400))
         wakes = 0
-        turn = client._queue._turn
+        assign = client._queue._schedule.assign
 
-        def counting() -> None:
+        def counting(now_t: float) -> Any:
             nonlocal wakes
             wakes += 1
-            turn()
+            return assign(now_t)
 
-        client._queue._turn = counting  # type: ignore[method-assign]
+        client._queue._schedule.assign = counting  # type: ignore[method-assign]
         await anyio.sleep(1000)
         assert wakes < 40
         assert client.job("k") is None
@@ -349,6 +351,20 @@ async def test_429_shuts_the_accounts_gate_for_as_long_as_told(form: Any) -> Non
     assert begun[2] == pytest.approx(begun[1] + 10, abs=0.01)
     assert len(found.of("gate_shut")) == 1
     assert sorted((job.attempts for job in on_a), reverse=True) == [2, 1, 1, 1]
+
+
+@virtual
+@pytest.mark.parametrize("told", ["1e12", "1e300", "Fri, 31 Dec 9999 23:59:59 -1200"])
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_wait_that_no_calendar_holds_harms_nobody_else(told: str, status: int) -> None:
+    """An account that says "never again" is closed for as long as makes no odds; the other works on."""
+    sandbox = sandbox_of(["a", "b"])
+    sandbox.fail("clone-voice", Fault.status(status, headers={"retry-after": told}), account="a")
+    files = {account: sandbox.add_sample(account=account) for account in "ab"}
+    async with in_process(sandbox, close_grace_s=0) as client:
+        job = await client.submit(ask("A", files=[files["a"]]), deadline_s=500)
+        assert (await client.clone(ask("B", files=[files["b"]]))).voice_name == "B"
+        assert isinstance(await error_of(job), DeadlineExceeded)
 
 
 @virtual
@@ -486,6 +502,20 @@ async def stored(sandbox: Sandbox, store: MemoryStore, **settings: Any) -> Async
 
 
 @virtual
+async def test_a_store_that_finds_a_key_taken_is_believed() -> None:
+    """Only a fleet's jobs can be another process's: anywhere else it is an error, and not a reason to look again."""
+
+    class Taken(MemoryStore):
+        async def add(self, jobs: Sequence[Job]) -> None:
+            raise KeyTaken(f"nothing was kept of {len(jobs)} jobs: a key is taken")
+
+    async with stored(sandbox_of(), Taken()) as client:
+        with pytest.raises(StoreError, match="a key is taken"):
+            await client.submit(ask(), key="k")
+        assert client.job("k") is None
+
+
+@virtual
 async def test_a_key_whose_first_submit_fails_is_free_again() -> None:
     """A second submit waits for the store's word on the first: where that is no, it makes the job itself."""
     sandbox = sandbox_of()
@@ -578,6 +608,17 @@ async def test_cancelled_or_expired_on_the_way_out() -> None:
 
 
 @virtual
+@pytest.mark.parametrize("clock", ["queue_timeout_s", "deadline_s"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e12, "5", True])
+async def test_a_clock_that_is_no_time_is_refused(clock: Any, value: Any) -> None:
+    """It is refused before anything is kept; taken in, NaN would stop the clocks of all jobs behind it."""
+    async with in_process(sandbox_of()) as client:
+        with pytest.raises(ConfigurationError, match=clock):
+            await client.submit(ask(), **{clock: value})
+        assert client.statistics().jobs == {}
+
+
+@virtual
 async def test_queue_timeout_is_for_what_was_not_sent() -> None:
     """It ends a job that waits, at its very moment, and never one that was sent."""
     sandbox = sandbox_of(clone_s=50)
@@ -618,6 +659,23 @@ async def test_deadline_ends_the_job_but_not_the_place() -> None:
         assert (job.state, await job.wait()) == ("expired", "expired")
     assert [clone.begun_at for clone in sandbox.clones] == pytest.approx([0, 50], abs=0.1)
     assert len(found.of("late_voice")) == 1
+
+
+@pytest.mark.slow  # real time, as a file is involved
+@pytest.mark.parametrize("clone_s", [0.21, 0.4])
+async def test_a_late_voice_leaves_the_ending_on_record(tmp_path: Path, clone_s: float) -> None:
+    """Whoever asks the next client for the job learns how it ended, and of the voice; nobody waits for ever."""
+    sandbox = Sandbox(accounts=["a"], clone_s=clone_s)
+    async with in_process(sandbox, store=tmp_path / "q.db") as client:
+        job = await client.submit(ask(files=[sandbox.add_sample()]), key="k", deadline_s=0.2)
+        assert isinstance(await error_of(job), DeadlineExceeded)
+    assert len(job.surplus) == 1
+    async with in_process(sandbox, store=tmp_path / "q.db") as client:
+        again = client.job("k")
+        assert again is not None
+        assert isinstance(await error_of(again), DeadlineExceeded)
+        assert again.surplus == job.surplus
+    assert len(sandbox.clones) == 1
 
 
 @virtual
@@ -741,14 +799,14 @@ async def test_a_refused_job_that_was_cancelled_is_cancelled(fault: Fault) -> No
     sandbox.fail("clone-voice", fault)
     async with stored(sandbox, MemoryStore()) as client:
         job = await client.submit(ask(), deadline_s=50)
-        begin = client._queue._begin
+        begin = client._queue.attempts._begin
 
         async def begin_and_cancel(*args: Any) -> Any:
             sent = await begin(*args)
             job.cancel()
             return sent
 
-        client._queue._begin = begin_and_cancel  # type: ignore[method-assign]
+        client._queue.attempts._begin = begin_and_cancel  # type: ignore[method-assign]
         assert await job.wait() == "cancelled"
         assert not (await error_of(job)).voice_may_exist
 
@@ -856,12 +914,12 @@ async def test_a_nameless_account_is_in_order_when_any_is() -> None:
     sandbox.break_account("b")
     async with in_process(sandbox) as client:
         client._queue._schedule.admit("")
-        assert not await client._queue._is_in_order("")
+        assert not await client._queue._lanes.is_in_order("")
         sandbox.repair("b")
-        assert await client._queue._is_in_order("")
-        assert await client._queue._is_in_order("b")
-        assert not await client._queue._is_in_order("a")
-        assert not await client._queue._is_in_order("gone")
+        assert await client._queue._lanes.is_in_order("")
+        assert await client._queue._lanes.is_in_order("b")
+        assert not await client._queue._lanes.is_in_order("a")
+        assert not await client._queue._lanes.is_in_order("gone")
 
 
 @virtual
@@ -1241,8 +1299,9 @@ async def test_closing_over_real_sockets_leaves_nothing(body: str) -> None:
         assert all(job.done() for job in jobs)
         assert Counter(job.state for job in jobs)[JobState.UNKNOWN] == 4
         [client] = clients
-        assert client._transport._client.is_closed
-        assert client._transport._client._transport._pool.connections == []  # type: ignore[attr-defined]
+        lines = client._transport._own._lines.values()  # type: ignore[union-attr]
+        assert len(lines) == 3
+        assert [line._transport._pool.connections for line in lines] == [[]] * 3  # type: ignore[attr-defined]
         for wrong in (client.clone(ask()), client.config(), client.drain()):
             with pytest.raises(QueueClosed, match="this VoiceClient is closed"):
                 await wrong
@@ -1486,6 +1545,32 @@ async def test_what_was_sent_is_looked_for_by_the_next_client(tmp_path: Path) ->
 
 
 @pytest.mark.slow  # real time, as a file is involved
+async def test_an_earlier_job_comes_in_once(tmp_path: Path) -> None:
+    """Submitted twice at once by its key, a job of an earlier life goes on as one; pinned, it stays where it is."""
+    sandbox = Sandbox(accounts=["a", "b"], clone_s=0.2)
+    settings: dict[str, Any] = {"store": tmp_path / "q.db", "settle_after_s": 0.6}
+    async with in_process(sandbox, close_grace_s=0, **settings) as client:
+        await client.submit_many(
+            [ask("A", account="b"), ask("B", account="b"), ask("C", account="b")], keys=list("abc")
+        )
+        while sandbox.in_progress() < 2:
+            await anyio.sleep(0.001)
+    async with in_process(sandbox, resume=False, **settings) as client:
+        found: list[CloneJob] = []
+
+        async def submit() -> None:
+            requests = [ask(name, account="b") for name in "ABC"]
+            found.extend(await client.submit_many(requests, keys=list("abc")))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(submit)
+            tasks.start_soon(submit)
+        assert len({job.id for job in found}) == 3
+        assert [(await job).account for job in found] == ["b"] * 6
+    assert len(sandbox.clones) == 3
+
+
+@pytest.mark.slow  # real time, as a file is involved
 async def test_a_client_may_leave_the_earlier_jobs_alone(tmp_path: Path) -> None:
     """With `resume=False` nothing of an earlier life goes on, unless it is submitted again by its key."""
     sandbox = Sandbox(accounts=["a"], clone_s=0.2)
@@ -1499,6 +1584,8 @@ async def test_a_client_may_leave_the_earlier_jobs_alone(tmp_path: Path) -> None
         assert old is not None
         with pytest.raises(QueueClosed, match="resume=False"):
             await old
+        with pytest.raises(QueueClosed, match="resume=False"):
+            old.cancel()
         jobs = await client.submit_many([ask("A"), ask("B")], keys=["a", "b"])
         assert [(await job).voice_name for job in jobs] == ["A", "B"]
     assert len(sandbox.clones) == 2

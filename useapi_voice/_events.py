@@ -11,16 +11,17 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterable
 from functools import partial
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, cast, get_args
 
 import anyio
 
-from ._errors import QueueClosed
+from ._errors import ConfigurationError, QueueClosed
 from ._jobs import Attempt, CancelChoice, Event, Job, JobState
 from ._models import CloneRequest, VoiceInfo
 
 EVENTS_KEPT: Final = 10_000
 """Events that a reader of `events()` may be behind before the oldest are dropped, and counted in a `missed` event."""
+NOT_OURS: Final = "this client does not work on the job: it was opened with resume=False, or is closed"
 
 
 class Desk(Protocol):
@@ -136,7 +137,7 @@ class CloneJob:
         """Wait until it has ended, whichever way, and return its state. Cancel-safe."""
         job = self._job
         if job.outcome is None and not self._desk.is_at(job):
-            raise QueueClosed("this client does not work on the job: it was opened with resume=False, or is closed")
+            raise QueueClosed(NOT_OURS)
         if job.outcome is None:
             finished = anyio.Event()
             job.watch(finished.set)
@@ -159,7 +160,13 @@ class CloneJob:
 
         Returns:
             Awaitable, which need not be awaited: the job's final state.
+
+        Raises:
+            ConfigurationError: `voice` is neither.
+            QueueClosed: This client does not work on the job.
         """
+        if voice not in get_args(CancelChoice):
+            raise ConfigurationError(f'voice must be "keep" or "delete", not {voice!r}')
         self._desk.cancel(self._job, voice)
         return _Ending(self)
 
@@ -176,9 +183,16 @@ class _Ending:
         return self._job.wait().__await__()
 
 
+def _several(jobs: Iterable[CloneJob]) -> list[CloneJob]:
+    several: list[object] = list(jobs) if hasattr(jobs, "__iter__") else [jobs]
+    if isinstance(jobs, CloneJob) or not all(isinstance(job, CloneJob) for job in several):
+        raise ConfigurationError("as_completed takes a list of jobs, as submit and submit_many return them")
+    return cast("list[CloneJob]", several)
+
+
 async def in_order_of_completion(jobs: Iterable[CloneJob]) -> AsyncIterator[CloneJob]:
     """Yield each job once it has ended, in the order in which they end; those that have ended already come first."""
-    pending = {job.id: job for job in jobs}
+    pending = {job.id: job for job in _several(jobs)}
     ended: deque[str] = deque()
     changed = anyio.Event()
 

@@ -240,6 +240,12 @@ class Job:
         if self.watchers and watcher in self.watchers:
             self.watchers.remove(watcher)
 
+    def call_watchers(self) -> None:
+        """Tell those who wait, once, that it has ended."""
+        watchers, self.watchers = self.watchers or (), None
+        for watcher in watchers:
+            watcher()
+
     @property
     def was_sent(self) -> bool:
         """Whether any clone request of it ever left."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, ClassVar, Final, Self
@@ -36,6 +37,15 @@ def account_of(wrapped_id: str) -> str | None:
     """
     found = _WRAPPED_ID.search(wrapped_id)
     return found["account"] if found else None
+
+
+def name_key(voice_name: str) -> str:
+    """
+    Return what two spellings of one voice name share: the remote may trim it, and may compose its characters anew.
+
+    Source: [I]; that a list gives a name back as it was submitted is documented nowhere.
+    """
+    return " ".join(unicodedata.normalize("NFC", voice_name).split())
 
 
 class Sample:
@@ -246,12 +256,24 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
+_OF_FIELD: Final = {
+    "voice_name": ("is no str", f"give a name of 1 to {MAX_VOICE_NAME_CHARS} characters"),
+    "language_tag": ("is no str", "give a language such as 'English'"),
+    "samples": ("are not samples", f"give a list of them: {_SAMPLE_REMEDY} for each"),
+    "files": ("is no fileID", "give a list of the fileIDs that the uploads returned, each a str"),
+    "account": ("is no str", "leave it out, or name one of your accounts"),
+    "need_noise_reduction": ("is no bool", "give True or False"),
+}
+"""What is wrong with a field whose type is wrong, and the remedy."""
+
+
 def _as_fault(detail: Mapping[str, Any]) -> Fault:
-    field, *rest = detail["loc"] or ("request",)
+    field, *rest = detail["loc"]
     where = str(field) + "".join(f"[{index}]" for index in rest)
     if detail["type"] == "is_instance_of":
         return Fault(where, "is not a sample", _SAMPLE_REMEDY)
-    return Fault(where, str(detail["msg"]).lower(), "see CloneRequest for what may stand here")
+    message, remedy = _OF_FIELD[field]
+    return Fault(where, message, remedy)
 
 
 class _Reply(BaseModel):

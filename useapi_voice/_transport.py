@@ -15,8 +15,7 @@ import ipaddress
 import json
 import logging
 import random
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +42,7 @@ from ._replies import (
     server_time,
 )
 from ._version import __version__
+from ._wire import ClientLine, Line, OwnLines, headers_of
 
 logger = logging.getLogger("useapi_voice")
 
@@ -67,18 +67,23 @@ _NOT_SENT = (
 class Secret:
     """A token that cannot be printed, formatted or pickled by accident."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("_kind", "_value")
 
     def __init__(self, value: str | None) -> None:
         self._value = value.strip() if isinstance(value, str) else ""
+        self._kind = type(value).__name__
 
     def __repr__(self) -> str:
         return "Secret(…)"
 
     def fault(self) -> str | None:
         """Say what is wrong with the token, without quoting it."""
+        if self._kind not in {"str", "NoneType"}:
+            return f"token must be a str, not {self._kind}"
         if not self._value:
             return "no token: pass token=… or set USEAPI_TOKEN (see https://useapi.net/docs/start-here)"
+        if self._value.lower().startswith("bearer "):
+            return "the token begins with 'Bearer ': give what follows it, as the client adds that word itself"
         if not (self._value.isascii() and self._value.isprintable()) or " " in self._value:
             return "the token has characters that cannot stand in a header: copy it again, whole"
         return None
@@ -89,17 +94,6 @@ class Secret:
     def sign(self, request: httpx.Request) -> None:
         """Put the token into this request's Authorization header."""
         request.headers["Authorization"] = f"Bearer {self._value}"
-
-
-class _Bearer(httpx.Auth):
-    """Signs each request on its own, so that an injected client is never changed, nor its own `auth` used."""
-
-    def __init__(self, secret: Secret) -> None:
-        self._secret = secret
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        self._secret.sign(request)
-        yield request
 
 
 def check_token(secret: Secret) -> Secret:
@@ -124,7 +118,9 @@ def check_base_url(base_url: str) -> str:
     """
     try:
         url = httpx.URL(base_url)
-    except (httpx.InvalidURL, TypeError) as error:
+    except TypeError:
+        raise ConfigurationError(f"base_url must be a str, not {type(base_url).__name__}") from None
+    except httpx.InvalidURL as error:
         raise ConfigurationError(f"base_url is not a URL: {error}") from None
     if url.userinfo or url.query or url.fragment:
         raise ConfigurationError(
@@ -190,19 +186,6 @@ class Body:
     size_bytes: int
 
 
-def _own_client(base_url: str) -> httpx.AsyncClient:
-    is_tls = base_url.startswith("https:")
-    return httpx.AsyncClient(
-        # Plain http is for loopback alone: a proxy that the environment names would see the token.
-        trust_env=is_tls,
-        # Reading the certificates of the world takes a fifth of a second, which plain http has no use for.
-        verify=True if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-        # The lanes are the limit, not the pool: a pool smaller than them would answer with PoolTimeout. Connections are
-        # not kept idle for long: one that the other side closed meanwhile costs a clone its answer.
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2.0),
-    )
-
-
 class Transport:
     """
     Sends calls over one httpx client, its own or the caller's.
@@ -223,11 +206,10 @@ class Transport:
         http_client: httpx.AsyncClient | None = None,
         on_switch: Callable[[Generation], None] = lambda generation: None,
     ) -> None:
-        self._auth = _Bearer(secret)
         self._base_url = base_url
         self._choice = choice
-        self._is_own = http_client is None
-        self._client = http_client or _own_client(base_url)
+        self._own = OwnLines(base_url, secret) if http_client is None else None
+        self._given = None if http_client is None else ClientLine(http_client, secret)
         self._on_switch = on_switch
         self.server_epoch_s: float | None = None
         """What to add to loop time for the remote's clock, in epoch seconds; `None` before its first `Date`."""
@@ -238,9 +220,9 @@ class Transport:
         return self._choice.current
 
     async def aclose(self) -> None:
-        """Close the client, if it is our own."""
-        if self._is_own:
-            await self._client.aclose()
+        """Close the connections that are our own."""
+        if self._own is not None:
+            await self._own.aclose()
 
     async def route(
         self,
@@ -322,22 +304,34 @@ class Transport:
     async def _send(self, call: Call, body: Body | None, read_timeout_s: float) -> Answer:
         chunks = None if body is None else body.chunks()
         try:
-            request = self._build(call, chunks, body, read_timeout_s)
+            line = self._line_of(call.account)
+            request = self._build(line, call, chunks, body, read_timeout_s)
         except Exception as error:  # noqa: BLE001 - say a name that cannot be encoded: whatever it is, nothing was sent
             return NoReply(was_sent=False, reason=_in_words(error))
         sent_t = anyio.current_time()
         whole_s = read_timeout_s if body is None else None
         with anyio.move_on_after(None if whole_s is None else whole_s + CONNECT_TIMEOUT_S + GRACE_S):
             try:
-                return await self._exchange(request, None if whole_s is None else sent_t + whole_s + GRACE_S)
+                return await self._exchange(line, request, None if whole_s is None else sent_t + whole_s + GRACE_S)
             finally:
                 if chunks is not None:
                     # httpx leaves an upload that ends early to the garbage collector, and with it the open file.
                     await chunks.aclose()
         return NoReply(was_sent=True, reason=f"no whole answer within {read_timeout_s:g} s")
 
+    def _line_of(self, account: str | None) -> Line:
+        if self._own is not None:
+            return self._own.of(account)
+        assert self._given is not None  # noqa: S101 - there is one or the other
+        return self._given
+
     def _build(
-        self, call: Call, chunks: AsyncIterator[bytes] | None, body: Body | None, read_timeout_s: float
+        self,
+        line: Line,
+        call: Call,
+        chunks: AsyncIterator[bytes] | None,
+        body: Body | None,
+        read_timeout_s: float,
     ) -> httpx.Request:
         headers = {"Accept": "application/json", "User-Agent": f"useapi-voice/{__version__}"}
         content: bytes | AsyncIterator[bytes] | None = chunks
@@ -346,27 +340,20 @@ class Transport:
         elif call.body is not None:
             headers["Content-Type"] = "application/json"
             content = json.dumps(call.body).encode()
-        return self._client.build_request(
-            call.method,
-            self._base_url + call.path,
-            params=call.params or None,
-            content=content,
-            headers=headers,
-            # No limit on waiting for a connection: the lanes bound how many there are.
-            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_timeout_s, pool=None),
-        )
+        # No limit on waiting for a connection: the lanes bound how many there are.
+        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_timeout_s, pool=None)
+        return line.build(call.method, self._base_url + call.path, call.params, content, headers, timeout)
 
-    async def _exchange(self, request: httpx.Request, deadline_t: float | None) -> Answer:
+    async def _exchange(self, line: Line, request: httpx.Request, deadline_t: float | None) -> Answer:
         status: int | None = None
         try:
-            response = await self._client.send(request, stream=True, auth=self._auth, follow_redirects=False)
+            response = await line.send(request)
             status, answered_t = response.status_code, anyio.current_time()
             try:
                 content = await _read_whole(response, deadline_t)
             finally:
                 await response.aclose()
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            reply = Reply(status, headers, content, datetime.now(UTC))
+            reply = Reply(status, headers_of(response), content, datetime.now(UTC))
             theirs = server_time(reply)
             if theirs is not None:
                 # Against loop time, which nobody sets: our own wall clock may be stepped while a clone is in progress.
@@ -377,7 +364,9 @@ class Transport:
             raise
         except Exception as error:  # noqa: BLE001 - a custom transport may raise anything, and every path must settle
             # By value, not as a cause: the frames behind it have the token among their locals.
-            return NoReply(not isinstance(error, _NOT_SENT), _in_words(error), status)
+            if isinstance(error, _NOT_SENT):
+                return NoReply(was_sent=False, reason=f"{_in_words(error)} ({request.url.netloc.decode()})")
+            return NoReply(was_sent=True, reason=_in_words(error), status=status)
 
 
 class _ReplyTooLarge(Exception):

@@ -14,7 +14,7 @@ from ._options import JsonOption
 from ._text import put, put_json, put_table, span
 
 if TYPE_CHECKING:
-    from ..stores.postgres import Address
+    from ..stores._database import Address
 
 VARIABLE: Final = "USEAPI_VOICE_STORE"
 
@@ -71,8 +71,8 @@ async def _connected(url: str, *, makes: bool = False) -> AsyncGenerator[Any, No
     try:
         import asyncpg
 
+        from ..stores._database import Address
         from ..stores._schema import check_schema
-        from ..stores.postgres import Address
     except ModuleNotFoundError:
         raise ConfigurationError("a fleet needs its extra: pip install 'useapi-voice[postgres]'") from None
     address: Address = Address(url)

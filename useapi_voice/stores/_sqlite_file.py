@@ -46,7 +46,7 @@ _OPENING = threading.Lock()
 # `seq` is the row's own number, so that rows lie in the order of submission; AUTOINCREMENT remembers the highest ever
 # given when its row is dropped. `payload` is `codec`'s; what stands beside it is looked up. Times are ISO 8601 in UTC
 # with microseconds, which sort as text. `is_closed` is 0 while somebody has the file open, in the file itself too, not
-# only in its log: see `File._check`.
+# only in its log: see `File.check`.
 _TO_VERSION_1: Final = (
     """
     CREATE TABLE jobs (
@@ -92,9 +92,11 @@ MIGRATIONS: tuple[Sequence[str], ...] = (_TO_VERSION_1,)
 _COLUMNS: Final = "id, key, state, priority, seq, account, pinned, voice_name, payload, sent_at, settled_at, voice_id"
 # A new job; a second one of its key, its id or its number is refused by the table.
 ADD: Final = f"INSERT INTO jobs ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - our own names
-# All of a job that can change, by its number, the cheapest way to a row. One that was forgotten stays so.
+# All of a job that can change, by its number, the cheapest way to a row. One that was forgotten stays so, and one that
+# has ended: what is noted of it after that is a voice that came late.
 UPDATE: Final = """
-    UPDATE jobs SET state = ?, account = ?, pinned = ?, payload = ?, sent_at = ?, settled_at = ?, voice_id = ?
+    UPDATE jobs SET state = ?, account = ?, pinned = ?, payload = ?, sent_at = ?,
+        settled_at = coalesce(?, settled_at), voice_id = coalesce(?, voice_id)
     WHERE seq = ? AND id = ?
 """
 # A job that was added for somebody who did not wait for it.
@@ -167,7 +169,7 @@ class File:
                 is_made = self._make()
                 has_log = os.path.exists(f"{self.path}-wal")  # noqa: PTH110 - paths are strings here
                 self._connection = self._connect()
-            version = self._check(self._connection, has_log=has_log)
+            version = self.check(self._connection, has_log=has_log)
             return self._begin(self._connection, version)
         except BaseException:
             if self._connection is not None:
@@ -205,8 +207,14 @@ class File:
             raise
         return connection
 
-    def _check(self, connection: Connection, *, has_log: bool) -> int:
-        """Look before anything is changed; return the version of the schema, 0 for an empty file."""
+    def check(self, connection: Connection, *, has_log: bool) -> int:
+        """
+        Look before anything is changed; return the version of the schema, 0 for an empty file.
+
+        Args:
+            connection: To the file, or to a copy of it.
+            has_log: Whether its log is there.
+        """
         application_id = _one(connection, "PRAGMA application_id")
         version = int(_one(connection, "PRAGMA user_version"))
         is_empty = (application_id, version, _one(connection, "SELECT count(*) FROM sqlite_master")) == (0, 0, 0)

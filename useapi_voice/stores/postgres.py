@@ -9,8 +9,8 @@ PgQueuer's entries are *turns*, not jobs: the right to occupy one of an account'
 Its unique index keeps two processes from one seat, its lease outlives the longest call, and whoever finds a turn whose
 holder is gone keeps the same seat and sees to what was sent on it. `_turns` takes turns; this room keeps the jobs.
 
-One task writes, in the order in which it was told, and commits all that is there at once. While the database is away,
-those who wait for a promise are told so, and what is owed is kept for when it is back.
+Others do the rest: `_database` connects, `_writer` writes, `_replica` hears and polls, `_claims` finds a job for a
+seat, `_seats` works on it.
 """
 
 from __future__ import annotations
@@ -24,42 +24,33 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import asyncpg
 
 from .. import _errors
 from .._errors import ApiError, ConfigurationError, StoreError
 from .._jobs import OCCUPYING_STATES, CancelChoice, Job, JobState, Outcome
+from .._models import name_key
 from .._recovery import voice_key
 from .._replies import Refused, Scope
 from . import Desk, Gate, KeyTaken, Ledger, Recovered, codec
 from . import _fleet_sql as sql
-from ._schema import AWAY, check_schema, migrate
-from ._turns import Turns
+from ._database import AWAY, Address, Connection, Database
+from ._replica import Replica
+from ._schema import check_schema, migrate
+from ._seats import Seats
+from ._writer import Writer
 from .codec import Row
 
 logger: logging.Logger = logging.getLogger("useapi_voice")
 
-Connection = Any
-"""asyncpg's, or what its pool lends: the package is typed, but not so that both are one."""
-
 LEASE_MARGIN_S: Final = 30.0
 """By how much the lease of a turn outlives the longest call, and the longest doubt."""
-CONNECT_S: Final = 10
-QUERY_S: Final = 20
-"""How long one query may take before its connection counts as lost."""
-OWED_S: Final = 600.0
-"""For how long an ending is kept from its waiters while the database is away; then it is told all the same."""
-CLOSE_S: Final = 10.0
-"""How long closing waits for the database to take what is owed."""
 UPLOAD_LEASE_S: Final = 60.0
 """How long other replicas wait for one that uploads a content that they need as well."""
 LOOK_FOR_UPLOAD_S: Final = 0.2
@@ -69,79 +60,7 @@ CLOCKS_AGREE_S: Final = 0.05
 """Clocks that differ by less count as one."""
 KNOWN_KEYS: Final = 10_000
 """Jobs of this process that `find_nowait` knows by key."""
-MOST_AT_ONCE: Final = 200
 PAGE_ROWS: Final = 250
-
-
-class Address:
-    """Where the database is. Its URL holds a password, and is shown nowhere."""
-
-    __slots__ = ("_url", "where")
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        try:
-            parts = urlsplit(url)
-            self.where: str = f"{parts.hostname or 'the local host'}:{parts.port or 5432}{parts.path}"
-        except ValueError:
-            raise ConfigurationError("store is no URL: postgresql://user:password@host/database") from None
-
-    def __repr__(self) -> str:
-        return f"<PostgreSQL at {self.where}>"
-
-    async def connect(self) -> Any:
-        """Open a connection of its own."""
-        return await asyncpg.connect(
-            self._url, timeout=CONNECT_S, command_timeout=QUERY_S, server_settings={"application_name": "useapi_voice"}
-        )
-
-    async def pool(self) -> Any:
-        """Open a pool."""
-        return await asyncpg.create_pool(
-            self._url,
-            min_size=1,
-            max_size=6,
-            timeout=CONNECT_S,
-            command_timeout=QUERY_S,
-            server_settings={"application_name": "useapi_voice"},
-        )
-
-    def explain(self, what: str, error: BaseException) -> StoreError:
-        """Say what failed and what to do."""
-        if isinstance(error, StoreError):
-            return error
-        reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
-            remedy = "check the user, the password and the database of its URL"
-        elif isinstance(error, asyncpg.InsufficientPrivilegeError):
-            remedy = "its user lacks a privilege; let one who may make schemas run `useapi-voice fleet init`"
-        elif isinstance(error, asyncpg.InvalidSQLStatementNameError | asyncpg.DuplicatePreparedStatementError):
-            remedy = "a PgBouncer in transaction mode does not do: connect to PostgreSQL itself, or in session mode"
-        elif isinstance(error, AWAY):
-            remedy = "is PostgreSQL running, and can it be reached from here?"
-        else:
-            remedy = "this was not expected"
-        return StoreError(f"the database at {self.where} cannot be used: {what} failed ({reason}); {remedy}")
-
-
-@dataclass(slots=True, eq=False)
-class _Op:
-    """
-    One thing to write.
-
-    Attributes:
-        what: For messages.
-        run: Writes it, in a transaction, and again if that fails, so it changes nothing else.
-        reply: For one who waits, who is told if it fails; without it what fails is owed.
-        announce: What to call once it is kept, or owed for too long.
-        owed_until_t: When that is.
-    """
-
-    what: str
-    run: Callable[[Connection], Awaitable[Any]]
-    reply: asyncio.Future[Any] | None = None
-    announce: Callable[[], None] | None = None
-    owed_until_t: float = float("inf")
 
 
 class PostgresStore:
@@ -175,8 +94,8 @@ class PostgresStore:
         max_parallel: int = 2,
         work: bool = True,
     ) -> None:
-        self.address: Address = url if isinstance(url, Address) else Address(url)
-        self.replica: str = uuid.uuid4().hex
+        self.database: Database = Database(url if isinstance(url, Address) else Address(url))
+        self.replica_id: str = uuid.uuid4().hex
         self.lease_s: float = max(clone_timeout_s, settle_after_s) + LEASE_MARGIN_S
         self.settle_after_s = settle_after_s
         self.cap = max_parallel
@@ -184,12 +103,9 @@ class PostgresStore:
         self._keep_s = keep_s
         self._named = None if accounts is None else list(accounts)
         self._desk: Desk | None = None
-        self._pool: Any = None
-        self._inbox: deque[_Op] = deque()
-        self._news = asyncio.Event()
-        self._one_by_one = 0
-        self._writer: asyncio.Task[None] | None = None
-        self._turns: Turns | None = None
+        self._writer = Writer(self.database)
+        self._writing: asyncio.Task[None] | None = None
+        self._replica: Replica | None = None
         self._offset = timedelta(0)
         self._known: OrderedDict[str, Row] = OrderedDict()
         # Of this process alone. What is submitted here and what is worked on here are apart, so that a file that was
@@ -202,7 +118,7 @@ class PostgresStore:
         self._fetching = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"PostgresStore({self.address!r})"
+        return f"PostgresStore({self.database.address!r})"
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -213,7 +129,11 @@ class PostgresStore:
     @property
     def owner(self) -> str | None:
         """Who claims jobs here; nobody, where there is no queue."""
-        return None if self._desk is None else self.replica
+        return None if self._desk is None else self.replica_id
+
+    @property
+    def _seats(self) -> Seats | None:
+        return None if self._replica is None else self._replica.seats
 
     async def open(self) -> Recovered:
         """
@@ -225,7 +145,7 @@ class PostgresStore:
         """
         _check_loop()
         try:
-            self._pool = await self.address.pool()
+            await self.database.open()
             await self._prepare()
             recovered = await self._recover()
         except BaseException as error:
@@ -233,20 +153,20 @@ class PostgresStore:
             if isinstance(error, StoreError | ConfigurationError):
                 raise
             if isinstance(error, (asyncpg.PostgresError, ValueError, *AWAY)):
-                raise self.address.explain("opening it", error) from None
+                raise self.database.address.explain("opening it", error) from None
             raise
-        self._writer = asyncio.create_task(self._write(), name="useapi_voice store")
+        self._writing = self._writer.start()
         if self._desk is not None:
-            self._turns = Turns(self, self._desk)
+            self._replica = Replica(self, self._desk)
             try:
-                await self._turns.start()
+                await self._replica.start()
             except BaseException:
                 await self.aclose()
                 raise
         return recovered
 
     async def _prepare(self) -> None:
-        async with self._pool.acquire() as connection:
+        async with self.database.borrow() as connection:
             if not await check_schema(connection):
                 await migrate(connection)
             async with connection.transaction():
@@ -270,7 +190,7 @@ class PostgresStore:
             raise ConfigurationError(f"accounts={self._named!r}, but the fleet has {list(accounts)!r}: {remedy}")
 
     async def _recover(self) -> Recovered:
-        async with self._pool.acquire() as connection:
+        async with self.database.borrow() as connection:
             if self._desk is not None:
                 return Recovered()
             rows = await connection.fetch(sql.UNSETTLED)
@@ -290,8 +210,8 @@ class PostgresStore:
 
     async def watch(self) -> None:
         """Wait for ever; raise what a task of ours died of."""
-        assert self._writer is not None  # noqa: S101 - open
-        tasks = {self._writer} | (self._turns.tasks if self._turns is not None else set())
+        assert self._writing is not None  # noqa: S101 - open
+        tasks = {self._writing} | (self._replica.tasks if self._replica is not None else set())
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             if not task.cancelled():
@@ -300,121 +220,16 @@ class PostgresStore:
 
     async def aclose(self) -> None:
         """Leave the fleet: finish turns, write what is pending, make the announcements that are due; once."""
-        turns, self._turns = self._turns, None
-        if turns is not None:
-            await turns.stop()
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    while self._inbox and not writer.done():
-                        self._news.set()
-                        await asyncio.sleep(0.002)
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
-        for op in [op for op in self._inbox if op.reply is None]:
-            if op.announce is not None:
-                op.announce()
-        self._fail(StoreError("the store is closed"))
-        self._inbox.clear()
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            with contextlib.suppress(*AWAY):
-                async with asyncio.timeout(2):
-                    await pool.close()
-            pool.terminate()
+        replica, self._replica = self._replica, None
+        if replica is not None:
+            await replica.stop()
+        await self._writer.close()
+        await self.database.close()
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
-
-    # --- writing -----------------------------------------------------------------------------------------------------
-
-    def _put(self, op: _Op) -> None:
-        self._inbox.append(op)
-        self._news.set()
-
-    async def _ask(self, what: str, run: Callable[[Connection], Awaitable[Any]]) -> Any:
-        if self._writer is None:
-            raise StoreError(f"{what} failed: the store is not open")
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._put(_Op(what, run, reply))
-        return await reply
 
     async def flush(self) -> None:
         """Wait until all that was told before is kept, or raise `StoreError`."""
-        if self._inbox:
-            await self._ask("writing what is pending", _nothing)
-
-    async def _write(self) -> None:
-        """Keep what is told, in order, all that is there in one transaction."""
-        pause_s = 0.0
-        while True:
-            self._news.clear()
-            if not self._inbox:
-                await self._news.wait()
-                continue
-            most = 1 if self._one_by_one else MOST_AT_ONCE
-            batch = [self._inbox[index] for index in range(min(most, len(self._inbox)))]
-            try:
-                async with self._pool.acquire(timeout=CONNECT_S) as connection, connection.transaction():
-                    results = [await op.run(connection) for op in batch]
-            except AWAY as error:
-                # Who waits is told; the notes before and after are kept, in their order.
-                pause_s = min(5.0, 2 * pause_s or 0.1)
-                self._fail(self.address.explain(batch[0].what, error))
-                self._give_up_waiting()
-                logger.warning("%s", self.address.explain(f"keeping {len(self._inbox)} notes", error))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._news.wait()
-            except Exception as error:  # noqa: BLE001 - told to who waits, or to the log
-                if len(batch) > 1:
-                    self._one_by_one = len(batch)
-                    continue
-                self._inbox.popleft()
-                self._one_by_one = max(0, self._one_by_one - 1)
-                self._refuse(batch[0], error)
-            else:
-                pause_s = 0.0
-                self._one_by_one = max(0, self._one_by_one - len(batch))
-                for op, result in zip(batch, results, strict=True):
-                    self._inbox.popleft()
-                    if op.reply is not None and not op.reply.done():
-                        op.reply.set_result(result)
-                    if op.announce is not None:
-                        op.announce()
-
-    def _refuse(self, op: _Op, error: Exception) -> None:
-        told = self.address.explain(op.what, error)
-        if op.reply is None:
-            logger.error("%s", told)
-        elif not op.reply.done():
-            op.reply.set_exception(told)
-        if op.announce is not None:
-            op.announce()
-
-    def _fail(self, error: StoreError) -> None:
-        """Tell all who wait; what they asked for is not to happen any more."""
-        for op in [op for op in self._inbox if op.reply is not None]:
-            self._inbox.remove(op)
-            if op.reply is not None and not op.reply.done():
-                op.reply.set_exception(StoreError(error.message))
-
-    def _give_up_waiting(self) -> None:
-        now_t = asyncio.get_running_loop().time()
-        for op in self._inbox:
-            if op.announce is not None and op.owed_until_t < now_t:
-                op.announce()
-                op.announce = None
-
-    @asynccontextmanager
-    async def reading(self, what: str) -> AsyncGenerator[Connection, None]:
-        """Borrow a connection; what goes wrong with it comes out as `StoreError`."""
-        if self._pool is None:
-            raise StoreError(f"{what} failed: the store is not open")
-        try:
-            async with self._pool.acquire(timeout=CONNECT_S) as connection:
-                yield connection
-        except (asyncpg.PostgresError, *AWAY) as error:
-            raise self.address.explain(what, error) from None
+        await self._writer.flush()
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
@@ -447,8 +262,8 @@ class PostgresStore:
                 await connection.execute(sql.KNOW_ACCOUNT, account)
             now = datetime.now(UTC)
             await connection.executemany(sql.ADD, [self._added(job, now) for job in jobs])
-            if self._turns is not None:
-                await self._turns.make_turns(connection, len(jobs))
+            if self._replica is not None:
+                await self._replica.make_turns(connection, len(jobs))
                 await connection.execute(sql.NOTIFY, sql.CHANNEL, "w:")
 
         async def insert_or_say(connection: Connection) -> None:
@@ -458,7 +273,7 @@ class PostgresStore:
                 raise KeyTaken(f"nothing was kept: two jobs have one key ({error})") from None
 
         try:
-            await self._ask(f"keeping {len(jobs)} jobs", insert_or_say)
+            await self._writer.ask(f"keeping {len(jobs)} jobs", insert_or_say)
         except StoreError:
             raise
         except BaseException:
@@ -468,7 +283,7 @@ class PostgresStore:
                 await connection.execute(sql.TAKE_BACK, ids)
                 await connection.execute(sql.ASK_TO_CANCEL, ids, "keep")
 
-            self._put(_Op(f"taking back {len(ids)} jobs", take_back))
+            self._writer.note(f"taking back {len(ids)} jobs", take_back)
             raise
         for job in jobs:
             self._know(codec.encode(job))
@@ -483,7 +298,7 @@ class PostgresStore:
         row = codec.encode(job)
         shas = [print_.sha256 for print_ in job.fingerprints if print_.path is None]
         ends = [None if at is None else (at - now).total_seconds() for at in (job.queue_deadline_at, job.deadline_at)]
-        name = row.voice_name.strip()
+        name = name_key(row.voice_name)
         return (row.id, row.key, row.state.value, row.priority, row.seq, row.account, row.pinned, name, row.payload,
                 job.attempts, shas, *ends)  # fmt: skip
 
@@ -501,60 +316,61 @@ class PostgresStore:
             if not await connection.fetchval(sql.SENT, row.id, owner, *_state(row), job.attempts):
                 raise StoreError(f"job {row.id} is another replica's by now")
 
-        await self._ask(f"keeping that job {row.id} is sent", write)
+        await self._writer.ask(f"keeping that job {row.id} is sent", write)
         if asyncio.get_running_loop().time() - began_t > self.lease_s / 3:
             # This process slept, or was stopped: somebody may have its seat before the request would get there.
             raise StoreError(f"keeping that job {row.id} is sent took too long to go on")
-        if self._turns is not None:
-            self._turns.was_sent(job)
+        if self._replica is not None:
+            self._replica.seats.was_sent(job.id)
         self._know(row)
 
     def changed(self, job: Job) -> None:
         """Note the job's present state, unless it is another replica's by now."""
         row, owner, attempts = codec.encode(job), self.owner, job.attempts
-        self._put(_Op(f"keeping job {row.id}", lambda c: c.execute(sql.CHANGED, row.id, owner, *_state(row), attempts)))
+        self._writer.note(
+            f"keeping job {row.id}", lambda c: c.execute(sql.CHANGED, row.id, owner, *_state(row), attempts)
+        )
         self._know(row)
 
     def settled(self, job: Job, outcome: Outcome, announce: Callable[[], None]) -> None:
         """Keep how the job ended, then call `announce`; after `OWED_S` in any case."""
         row = codec.encode(job, outcome=outcome, settled_at=datetime.now(UTC))
-        owner, attempts, turns = self.owner, job.attempts, self._turns
+        owner, attempts, seats = self.owner, job.attempts, self._seats
 
         async def write(connection: Connection) -> None:
             # The remote may still be at work for a job whose time is up: then its place is not free.
-            is_over = turns is None or turns.is_over(job.id)
+            is_over = seats is None or seats.is_over(job.id)
             values = (*_state(row), attempts, row.voice_id, is_over)
             if not await connection.fetchval(sql.SETTLED, row.id, owner, *values):
                 logger.info("job %s is another replica's by now, or was forgotten", row.id)
 
         def announced() -> None:
-            if turns is not None:
-                turns.has_left(job.id)
+            if seats is not None:
+                seats.has_left(job.id)
             announce()
 
-        until_t = asyncio.get_running_loop().time() + OWED_S
-        self._put(_Op(f"keeping how job {row.id} ended", write, announce=announced, owed_until_t=until_t))
+        self._writer.note(f"keeping how job {row.id} ended", write, announced)
         self._know(row)
 
     def handed_back(self, job: Job) -> None:
         """Note that the job waits again, for anybody."""
-        row, owner, attempts, turns = codec.encode(job), self.owner, job.attempts, self._turns
+        row, owner, attempts, seats = codec.encode(job), self.owner, job.attempts, self._seats
 
         async def write(connection: Connection) -> None:
             await connection.execute(sql.HAND_BACK, row.id, owner, row.payload, attempts)
             await connection.execute(sql.NOTIFY, sql.CHANNEL, "w:")
 
-        left = None if turns is None else lambda: turns.has_left(job.id)
-        self._put(_Op(f"handing job {row.id} back", write, announce=left))
+        left = None if seats is None else lambda: seats.has_left(job.id)
+        self._writer.note(f"handing job {row.id} back", write, left)
 
     def freed(self, job: Job) -> None:
         """Note that the remote is done with its request."""
-        if self._turns is not None:
-            self._turns.was_freed(job.id)
+        if self._replica is not None:
+            self._replica.seats.was_freed(job.id)
 
     def free_seat(self, job_id: str) -> None:
         """Note that the place of a job that had ended before is free."""
-        self._put(_Op("freeing a place", lambda c: c.execute(sql.FREE_SEAT, job_id, self.owner)))
+        self._writer.note("freeing a place", lambda c: c.execute(sql.FREE_SEAT, job_id, self.owner))
 
     def cancel(self, job: Job, voice: CancelChoice) -> None:
         """End the job if nobody has it, else ask who has."""
@@ -568,20 +384,20 @@ class PostgresStore:
 
         async def ask() -> None:
             try:
-                row = await self._ask(f"cancelling job {job_id}", write)
+                row = await self._writer.ask(f"cancelling job {job_id}", write)
             except StoreError as error:
                 logger.warning("job %s is not cancelled: %s", job_id, error)
                 return
             if row is not None and self._desk is not None:
                 self._desk.end(self.decode_claimed(row), "cancelled")
 
-        if self._turns is not None:
-            self._turns.spawn(ask(), "useapi_voice cancel")
+        if self._replica is not None:
+            self._replica.spawn(ask(), "useapi_voice cancel")
 
     async def find(self, key: str) -> Job | None:
         """Return the job of this key. Raises `StoreError`."""
         await self.flush()
-        async with self.reading("looking up a key") as connection:
+        async with self.database.reading("looking up a key") as connection:
             row = await connection.fetchrow(sql.BY_KEY, key)
         return None if row is None else self.decode(row)
 
@@ -611,7 +427,7 @@ class PostgresStore:
         await self.flush()
         last = 0
         while True:
-            async with self.reading("listing jobs") as connection:
+            async with self.database.reading("listing jobs") as connection:
                 if state is None:
                     rows = await connection.fetch(sql.PAGE, last, PAGE_ROWS)
                 else:
@@ -624,7 +440,7 @@ class PostgresStore:
 
     async def forget(self, job_id: str) -> bool:
         """Forget an ended job. Raises `StoreError`."""
-        done = await self._ask(f"forgetting job {job_id}", lambda connection: connection.fetchval(sql.FORGET, job_id))
+        done = await self._writer.ask(f"forgetting job {job_id}", lambda c: c.fetchval(sql.FORGET, job_id))
         for key in [key for key, row in self._known.items() if done and row.id == job_id]:
             del self._known[key]
         return bool(done)
@@ -664,7 +480,7 @@ class PostgresStore:
                 path = self.locate(print_.sha256)
                 if print_.path is not None or os.path.exists(path):  # noqa: PTH110, ASYNC240 - one look
                     continue
-                async with self.reading("reading a sample") as connection:
+                async with self.database.reading("reading a sample") as connection:
                     if await connection.fetchval(sql.FILE_ID, account, print_.sha256):
                         continue
                     content = await connection.fetchval(sql.SAMPLE, print_.sha256)
@@ -678,13 +494,13 @@ class PostgresStore:
         while True:
             try:
                 await self.flush()
-                async with self.reading("looking for an upload") as connection:
+                async with self.database.reading("looking for an upload") as connection:
                     file_id: str | None = await connection.fetchval(sql.FILE_ID, account, sha256)
                     if file_id is not None:
                         return file_id
                     if self._desk is None:
                         return None
-                    mine = (account, sha256, self.replica, UPLOAD_LEASE_S)
+                    mine = (account, sha256, self.replica_id, UPLOAD_LEASE_S)
                     if await connection.fetchval(sql.CLAIM_UPLOAD, *mine):
                         return None
             except StoreError as error:
@@ -695,26 +511,27 @@ class PostgresStore:
 
     def uploaded(self, account: str, sha256: str, file_id: str) -> None:
         """Note an upload."""
-        self._put(_Op("keeping an upload", lambda c: c.execute(sql.UPLOADED, account, sha256, file_id)))
+        self._writer.note("keeping an upload", lambda c: c.execute(sql.UPLOADED, account, sha256, file_id))
 
     def upload_failed(self, account: str, sha256: str) -> None:
         """Let others try."""
-        self._put(_Op("giving up an upload", lambda c: c.execute(sql.UPLOAD_FAILED, account, sha256, self.replica)))
+        mine = (account, sha256, self.replica_id)
+        self._writer.note("giving up an upload", lambda c: c.execute(sql.UPLOAD_FAILED, *mine))
 
     def forget_uploads(self, account: str, file_ids: Collection[str]) -> None:
         """Forget uploads."""
         names = list(file_ids)
-        self._put(_Op("forgetting uploads", lambda c: c.execute(sql.FORGET_UPLOADS, account, names)))
+        self._writer.note("forgetting uploads", lambda c: c.execute(sql.FORGET_UPLOADS, account, names))
 
     def keep_baseline(self, account: str, voice_keys: Collection[str]) -> None:
         """Keep a baseline, unless a clone of the account is in progress: then another's is on record."""
         keys = sorted(voice_keys)
-        self._put(_Op("keeping a baseline", lambda c: c.execute(sql.KEEP_BASELINE, account, keys)))
+        self._writer.note("keeping a baseline", lambda c: c.execute(sql.KEEP_BASELINE, account, keys))
 
     async def ledger(self, account: str) -> Ledger:
         """Return whose voices the account has. Raises `StoreError`."""
         await self.flush()
-        async with self.reading("reading a baseline") as connection:
+        async with self.database.reading("reading a baseline") as connection:
             return await self._ledger(connection, account)
 
     async def _ledger(self, connection: Connection, account: str) -> Ledger:
@@ -730,25 +547,25 @@ class PostgresStore:
     def pause(self, account: str, until: datetime) -> None:
         """Note that nothing may be sent to this account until then, by the database's clock."""
         moment = until + self._offset
-        self._put(_Op("keeping a pause", lambda c: c.execute(sql.PAUSE, account, moment)))
+        self._writer.note("keeping a pause", lambda c: c.execute(sql.PAUSE, account, moment))
 
     def limited(self, account: str, limit: int) -> None:
         """Share the limit."""
-        self._put(_Op("keeping a limit", lambda c: c.execute(sql.LIMITED, account, limit)))
+        self._writer.note("keeping a limit", lambda c: c.execute(sql.LIMITED, account, limit))
 
     def closed(self, account: str, refused: Refused, look_again_s: float) -> None:
         """Share that the account is out."""
-        told = encode_refused(refused)
-        self._put(_Op("keeping that an account is out", lambda c: c.execute(sql.CLOSED, account, told, look_again_s)))
+        values = (account, encode_refused(refused), look_again_s)
+        self._writer.note("keeping that an account is out", lambda c: c.execute(sql.CLOSED, *values))
 
     def opened(self, account: str) -> None:
         """Share that it is back."""
-        self._put(_Op("keeping that an account is back", lambda c: c.execute(sql.OPENED, account)))
+        self._writer.note("keeping that an account is back", lambda c: c.execute(sql.OPENED, account))
 
     async def gates(self) -> dict[str, Gate]:
         """Return what the fleet knows of its accounts. Raises `StoreError`."""
         await self.flush()
-        async with self.reading("reading the accounts") as connection:
+        async with self.database.reading("reading the accounts") as connection:
             rows = await connection.fetch(sql.ACCOUNTS)
         return {
             row["account"]: Gate(
@@ -769,16 +586,16 @@ class PostgresStore:
             if settings["accounts"] is None:
                 await set_accounts(connection, names)
 
-        await self._ask("keeping the accounts", write)
+        await self._writer.ask("keeping the accounts", write)
 
     async def has_accounts(self) -> bool:
         """Whether the fleet knows its accounts. Raises `StoreError`."""
-        async with self.reading("reading the settings") as connection:
+        async with self.database.reading("reading the settings") as connection:
             return (await connection.fetchrow(sql.READ_SETTINGS))["accounts"] is not None
 
     async def tidy(self) -> None:
         """Drop what is too old, and samples that no job needs."""
-        async with self.reading("tidying up") as connection:
+        async with self.database.reading("tidying up") as connection:
             await connection.execute(sql.LET_GO)
             await connection.execute(sql.DROP_OLD, self._keep_s)
             await connection.execute(sql.DROP_SAMPLES, SAMPLE_GRACE_S)
@@ -787,15 +604,15 @@ class PostgresStore:
 
     async def seen(self) -> None:
         """Say that this replica lives."""
-        async with self.reading("signing in") as connection:
-            await connection.execute(sql.SEEN, self.replica, socket.gethostname(), os.getpid(), self.works)
+        async with self.database.reading("signing in") as connection:
+            await connection.execute(sql.SEEN, self.replica_id, socket.gethostname(), os.getpid(), self.works)
 
     async def left(self) -> None:
         """Say that it is gone."""
         with contextlib.suppress(StoreError):
-            async with self.reading("signing out") as connection:
-                await connection.execute(sql.LEFT, self.replica)
-                await connection.execute(sql.DROP_UPLOADING, self.replica)
+            async with self.database.reading("signing out") as connection:
+                await connection.execute(sql.LEFT, self.replica_id)
+                await connection.execute(sql.DROP_UPLOADING, self.replica_id)
 
 
 async def set_accounts(connection: Connection, names: Sequence[str]) -> None:
@@ -815,10 +632,6 @@ def to_row(row: Mapping[str, Any]) -> Row:
 
 def _state(row: Row) -> tuple[Any, ...]:
     return row.state.value, row.account, row.payload
-
-
-async def _nothing(connection: Connection) -> None:
-    """Write nothing: what was told before is kept when this is reached."""
 
 
 def encode_refused(refused: Refused) -> str:
