@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -1555,6 +1557,72 @@ async def test_a_client_may_leave_the_earlier_jobs_alone(tmp_path: Path) -> None
         jobs = await client.submit_many([ask("A"), ask("B")], keys=["a", "b"])
         assert [(await job).voice_name for job in jobs] == ["A", "B"]
     assert len(sandbox.clones) == 2
+
+
+@pytest.mark.slow  # real time, as a file is involved
+async def test_what_an_earlier_life_sent_keeps_its_places_whoever_goes_on(tmp_path: Path) -> None:
+    """With `resume=False` nobody looks for it, yet the remote may be at it: until it is surely done, nobody is sent."""
+    sandbox = Sandbox(accounts=["a"], clone_s=0.4, over_cap="allow")
+    fid = sandbox.add_sample()
+    settings: dict[str, Any] = {"store": tmp_path / "q.db", "settle_after_s": 0.6}
+    async with in_process(sandbox, close_grace_s=0, **settings) as client:
+        await client.submit_many([ask("A", files=[fid]), ask("B", files=[fid])])
+        while sandbox.in_progress() < 2:
+            await anyio.sleep(0.001)
+    async with in_process(sandbox, resume=False, max_pending=1, **settings) as client:
+        assert client.statistics().lanes[0].in_progress == 2
+        assert (await client.clone(ask("C", files=[fid]))).voice_name == "C"
+        assert client.statistics().lanes[0].in_progress == 0
+    assert sandbox.max_parallel_seen == {"a": 2}
+
+
+@pytest.mark.slow  # real time, as a file is involved
+async def test_a_job_that_is_submitted_again_late_finds_its_voice(tmp_path: Path) -> None:
+    """With `resume=False` a list that this life made may hold the voice of what an earlier one sent."""
+    sandbox = Sandbox(accounts=["a"], clone_s=0.05)
+    fid = sandbox.add_sample()
+    settings: dict[str, Any] = {"store": tmp_path / "q.db", "settle_after_s": 0.4}
+    async with in_process(sandbox, close_grace_s=0, **settings) as client:
+        await client.submit(ask("A", files=[fid]), key="a")
+        while sandbox.in_progress() == 0:
+            await anyio.sleep(0.001)
+    await anyio.sleep(0.1)
+    async with in_process(sandbox, resume=False, **settings) as client:
+        await client.clone(ask("B", files=[fid]))
+        assert (await (await client.submit(ask("A", files=[fid]), key="a"))).voice_name == "A"
+    assert [voice.voice_name for voice in sandbox.voices()] == ["A", "B"]
+
+
+@pytest.mark.slow  # real time, as a file is involved
+@pytest.mark.parametrize("step", [timedelta(hours=-1), timedelta(hours=1)])
+@pytest.mark.parametrize("has_baseline", [True, False])
+async def test_a_clock_that_is_set_between_two_lives_makes_no_second_voice(
+    tmp_path: Path, step: timedelta, has_baseline: bool
+) -> None:
+    """How long ago a request left is what the wall clock says, and that proves nothing."""
+    sandbox = Sandbox(accounts=["a"], clone_s=0.5, over_cap="allow")
+    fid = sandbox.add_sample()
+    if not has_baseline:
+        sandbox.fail("voices", Fault.status(500))
+    settings: dict[str, Any] = {"store": tmp_path / "q.db", "settle_after_s": 0.8}
+    async with in_process(sandbox, close_grace_s=0, **settings) as client:
+        await client.submit(ask(files=[fid]), key="k")
+        while sandbox.in_progress() == 0:
+            await anyio.sleep(0.001)
+    with closing(sqlite3.connect(tmp_path / "q.db")) as connection:
+        payload = json.loads(connection.execute("SELECT payload FROM jobs").fetchone()[0])
+        (attempt,) = payload["history"]
+        attempt["sent_at"] = (datetime.fromisoformat(attempt["sent_at"]) - step).isoformat()
+        connection.execute("UPDATE jobs SET payload = ?", (json.dumps(payload),))
+        connection.commit()
+    async with in_process(sandbox, **settings) as client:
+        job = client.job("k")
+        assert job is not None
+        if step > timedelta():
+            assert (await job).voice_name == "Ann"
+        else:
+            assert isinstance(await error_of(job), CloneOutcomeUnknown)
+    assert len(sandbox.clones) == 1
 
 
 async def test_jobs_without_a_key_go_on_too(tmp_path: Path) -> None:

@@ -108,13 +108,13 @@ class Attempts:
         """
         Go on with an attempt that an earlier life of the process began, or another replica, so many seconds ago.
 
-        Without `ago_s` that is told by the wall clock, as no other outlives a process.
+        Without `ago_s` only the wall clock tells, as no other outlives a process. It may have been set meanwhile: it
+        says from when on a voice may be the job's, but that the remote is done is counted from now.
         """
-        account, sent_at = job.account or ANY_ACCOUNT, job.history[-1].sent_at
+        account, sent_at, now_t = job.account or ANY_ACCOUNT, job.history[-1].sent_at, self._clocks.now()
         if ago_s is None:
-            # One that was set back must not make it later than now.
-            ago_s = max(0.0, (datetime.now(UTC) - sent_at).total_seconds())
-        sent = _Sent(account, self._clocks.now() - ago_s, sent_at)
+            job.first_sent_t = now_t - max(0.0, (datetime.now(UTC) - sent_at).total_seconds())
+        sent = _Sent(account, now_t - (ago_s or 0.0), sent_at)
         self._schedule.occupy(job, account)
         self._running += 1
         self._start(self._see_through, job, sent, name=f"useapi_voice clone {job.id}")
