@@ -66,20 +66,85 @@ def test_without_a_token_it_says_where_to_get_one() -> None:
         ({"max_parallel": 3}, "max_parallel must be 1 or 2, not 3"),
         ({"max_parallel": 0}, "max_parallel must be 1 or 2"),
         ({"http_client": httpx.Client}, "http_client must be an httpx.AsyncClient"),
-        ({"clone_timeout_s": 0}, "clone_timeout_s must be a positive number, not 0"),
+        ({"max_parallel": True}, "max_parallel must be 1 or 2, not True"),
+        ({"max_parallel": []}, "max_parallel must be 1 or 2, not list"),
+        ({"base_url": 5}, "base_url must be a str, not int"),
+        ({"api": 2}, 'api must be "auto", "audio" or "speech", not 2'),
+        ({"accounts": 5}, "accounts must be a list of names, each a str"),
+        ({"accounts": ["a", 1]}, "accounts must be a list of names, each a str"),
+        ({"clone_timeout_s": 0}, "clone_timeout_s must be a positive number of seconds, not 0"),
+        ({"clone_timeout_s": float("inf")}, "clone_timeout_s must be a positive number of seconds, not inf$"),
+        ({"deadline_s": float("inf")}, "deadline_s must be a positive number of seconds, not inf; for no limit, leave"),
         ({"settle_after_s": -1}, "settle_after_s must be"),
         ({"settle_after_s": float("nan")}, "settle_after_s must be"),
         ({"queue_timeout_s": "1"}, "queue_timeout_s must be"),
         ({"deadline_s": True}, "deadline_s must be"),
-        ({"max_pending": 0}, "max_pending must be"),
+        ({"max_pending": 0}, "max_pending must be a whole number, 1 or more, not 0; for no limit, leave it out"),
+        ({"max_pending": 2.5}, "max_pending must be a whole number"),
+        ({"max_pending": float("inf")}, "max_pending must be a whole number"),
+        ({"max_resends": -1}, "max_resends must be a whole number, 0 or more, not -1$"),
+        ({"max_resends": True}, "max_resends must be"),
+        ({"max_resends": None}, "max_resends must be"),
+        ({"unreachable_after_s": -1}, "unreachable_after_s must be a number of seconds, 0 or more, not -1"),
+        ({"unreachable_after_s": float("nan")}, "unreachable_after_s must be"),
+        ({"close_grace_s": "x"}, "close_grace_s must be a number of seconds, 0 or more, not 'x'"),
+        ({"keep_s": None}, "keep_s must be"),
+        ({"keep_s": 1e12}, "keep_s must be"),
+        ({"wait_when_blocked": "no"}, "wait_when_blocked must be True or False, not 'no'"),
+        ({"work": 1}, "work must be True or False, not 1"),
+        ({"resume": None}, "resume must be True or False, not None"),
         ({"look_again_after_s": 0}, "look_again_after_s must be"),
         ({"store": ""}, "store is empty"),
+        ({"store": 5}, "store must be the path of a file or a postgresql:// URL, not int"),
+        ({"store": b"clones.db"}, "store must be the path of a file or a postgresql:// URL, not bytes"),
+        ({"store": "redis://host/0"}, "a postgresql:// URL, and not one of redis"),
+        ({"store": "sqlite:///clones.db"}, "store must be the path of a file"),
+        ({"store": ":memory:"}, "store names no file: to keep jobs in memory, leave it out"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:
     """Each is told when the client is made, by its name; the token is in no frame of the traceback."""
     with pytest.raises(ConfigurationError, match=says) as raised:
         VoiceClient(TOKEN, **settings)
+    assert TOKEN not in shown(raised.value)
+
+
+def test_everything_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One error names every argument that is wrong, and the variable that it comes from; no password is shown."""
+    monkeypatch.setenv("USEAPI_BASE_URL", "http://example.com")
+    monkeypatch.setenv("USEAPI_VOICE_API", "video")
+    with pytest.raises(ConfigurationError) as raised:
+        VoiceClient(
+            5,  # type: ignore[arg-type]
+            accounts=[],
+            max_parallel=3,
+            store="mysql://me:hunter2@host/db",
+            deadline_s=-1,
+            max_resends=2.5,  # type: ignore[arg-type]
+        )
+    assert raised.value.message.splitlines() == [
+        "8 arguments are wrong:",
+        "- token must be a str, not int",
+        "- plain http would send the token to example.com unprotected: use https:// (it is from USEAPI_BASE_URL)",
+        '- api must be "auto", "audio" or "speech", not \'video\' (it is from USEAPI_VOICE_API)',
+        "- accounts must name at least one account, and none may be empty; or leave it out",
+        "- store must be the path of a file or a postgresql:// URL, and not one of mysql",
+        "- max_parallel must be 1 or 2, not 3: the remote takes no more",
+        "- deadline_s must be a positive number of seconds, not -1; for no limit, leave it out",
+        "- max_resends must be a whole number, 0 or more, not 2.5",
+    ]
+    assert "hunter2" not in shown(raised.value)
+
+
+def test_limits_that_may_be_zero() -> None:
+    """No resend, no patience, no grace and no memory are settings like any other."""
+    VoiceClient(TOKEN, max_resends=0, unreachable_after_s=0, close_grace_s=0, keep_s=0)
+
+
+def test_a_token_with_its_scheme() -> None:
+    """The word before the token is told, and the token is not."""
+    with pytest.raises(ConfigurationError, match="the token begins with 'Bearer '") as raised:
+        VoiceClient(f"Bearer {TOKEN}")
     assert TOKEN not in shown(raised.value)
 
 
@@ -244,8 +309,56 @@ async def test_only_requests_can_be_submitted() -> None:
     async with in_process(Sandbox()) as client:
         with pytest.raises(ConfigurationError, match="submit takes a CloneRequest, not dict"):
             await client.submit({"voice_name": "x"})  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match=r"submit_many\(\[request\]\), or submit\(request\)"):
+            await client.submit_many(ask())  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="submit_many takes a list of CloneRequests, not NoneType"):
+            await client.submit_many(None)  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match="2 keys for 1 requests"):
             await client.submit_many([ask()], keys=["a", "b"])
+        with pytest.raises(ConfigurationError, match="keys must be a list with a key for each request, not str"):
+            await client.submit_many([ask()], keys="a")
+        with pytest.raises(RequestInvalid, match="2 faults") as raised:
+            await client.submit_many([ask("A"), ask("B")], keys=[1, ""])  # type: ignore[list-item]
+        assert [fault.message for fault in raised.value.faults] == ["1 is no name", "'' is no name"]
+
+
+async def test_the_settings_of_a_job_are_judged_as_the_clients_are() -> None:
+    """All that is wrong is told at once, and no job is made of it."""
+    async with in_process(Sandbox()) as client:
+        with pytest.raises(ConfigurationError) as raised:
+            await client.submit(
+                ask(),
+                priority="high",  # type: ignore[arg-type]
+                queue_timeout_s=-1,
+                deadline_s=float("nan"),
+            )
+        assert raised.value.message.splitlines() == [
+            "3 arguments are wrong:",
+            "- priority must be a whole number, not 'high'",
+            "- queue_timeout_s must be a positive number of seconds, not -1; for no limit, leave it out",
+            "- deadline_s must be a positive number of seconds, not nan; for no limit, leave it out",
+        ]
+        assert [job async for job in client.jobs()] == []
+
+
+async def test_arguments_that_name_nothing() -> None:
+    """No such state, an empty voice_id, what is no list of jobs: each is told before anything is done."""
+    sandbox = Sandbox(accounts=["a"])
+    async with in_process(sandbox) as client:
+        with pytest.raises(ConfigurationError, match=r"state must be one of queued, .* not 'done'"):
+            await anext(client.jobs("done"))
+        for wrong in ("", " ", None):
+            with pytest.raises(ConfigurationError, match="voice_id must be that of a voice"):
+                await client.delete_voice(wrong)  # type: ignore[arg-type]
+        job = await client.submit(ask())
+        for jobs in (job, [ask()], None):
+            with pytest.raises(ConfigurationError, match="as_completed takes a list of jobs"):
+                await anext(client.as_completed(jobs))  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match='voice must be "keep" or "delete", not \'burn\''):
+            job.cancel(voice="burn")  # type: ignore[arg-type]
+        assert not job.done()
+        await job
+    assert sandbox.count("delete-voice") == 0
 
 
 @both

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import asyncpg
 import pytest
 from fleets import a_database, run_sql, workers
 from harness import wav
@@ -302,3 +303,8 @@ async def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigurationError, match=r"pip install 'useapi-voice\[postgres\]'"):
         VoiceClient("user:1-token", store="postgresql://nowhere/fleet")
     VoiceClient("user:1-token")
+    # What is missing besides is a broken installation, which that command would not mend.
+    monkeypatch.setitem(sys.modules, "asyncpg", asyncpg)
+    monkeypatch.setitem(sys.modules, "pgqueuer.domain.settings", None)
+    with pytest.raises(ModuleNotFoundError, match="settings"):
+        VoiceClient("user:1-token", store="postgresql://nowhere/fleet")

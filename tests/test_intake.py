@@ -217,7 +217,10 @@ async def test_near_languages_are_offered() -> None:
     """A misspelt language is told with the nearest ones; one that is like none, with what there is."""
     async with in_process(Sandbox()) as client:
         for tag, says in {
-            "english": "did you mean 'English'",
+            "english": "did you mean 'English'?)",
+            "en": "did you mean 'English'?)",
+            "en-US": "did you mean 'English'?)",
+            "Englsh": "did you mean 'English'?)",
             "chinese": "did you mean 'Chinese (Mandarin)'",
             "Xhosa!": "it knows Arabic, Chinese (Mandarin), English",
         }.items():

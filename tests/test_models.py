@@ -182,6 +182,7 @@ def test_wrong_types_are_named_together(changes: dict[str, Any], fields: list[st
     with pytest.raises(RequestInvalid) as caught:
         request(**changes)
     assert [fault.field for fault in caught.value.faults] == fields
+    assert all(fault.message.startswith(("is no", "are not")) and fault.remedy for fault in caught.value.faults)
     assert caught.value.__context__ is None
 
 

@@ -59,6 +59,7 @@ from useapi_voice import (
 from useapi_voice._jobs import Job
 from useapi_voice._models import account_of
 from useapi_voice.sandbox import Fault, Sandbox
+from useapi_voice.stores import KeyTaken
 from useapi_voice.stores.memory import MemoryStore
 from useapi_voice.stores.sqlite import SqliteStore
 
@@ -503,6 +504,20 @@ async def stored(sandbox: Sandbox, store: MemoryStore, **settings: Any) -> Async
 
 
 @virtual
+async def test_a_store_that_finds_a_key_taken_is_believed() -> None:
+    """Only a fleet's jobs can be another process's: anywhere else it is an error, and not a reason to look again."""
+
+    class Taken(MemoryStore):
+        async def add(self, jobs: Sequence[Job]) -> None:
+            raise KeyTaken(f"nothing was kept of {len(jobs)} jobs: a key is taken")
+
+    async with stored(sandbox_of(), Taken()) as client:
+        with pytest.raises(StoreError, match="a key is taken"):
+            await client.submit(ask(), key="k")
+        assert client.job("k") is None
+
+
+@virtual
 async def test_a_key_whose_first_submit_fails_is_free_again() -> None:
     """A second submit waits for the store's word on the first: where that is no, it makes the job itself."""
     sandbox = sandbox_of()
@@ -596,21 +611,13 @@ async def test_cancelled_or_expired_on_the_way_out() -> None:
 
 @virtual
 @pytest.mark.parametrize("clock", ["queue_timeout_s", "deadline_s"])
-@pytest.mark.parametrize("value", [0, -1, float("nan"), "5", True])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e12, "5", True])
 async def test_a_clock_that_is_no_time_is_refused(clock: Any, value: Any) -> None:
     """It is refused before anything is kept; taken in, NaN would stop the clocks of all jobs behind it."""
     async with in_process(sandbox_of()) as client:
         with pytest.raises(ConfigurationError, match=clock):
             await client.submit(ask(), **{clock: value})
         assert client.statistics().jobs == {}
-
-
-@virtual
-@pytest.mark.parametrize("value", [1e12, float("inf")])
-async def test_a_clock_that_no_calendar_holds_never_rings(value: float) -> None:
-    """Whoever is as patient as that has a job like any other."""
-    async with in_process(sandbox_of()) as client:
-        assert (await (await client.submit(ask(), deadline_s=value, queue_timeout_s=value))).voice_name == "Ann"
 
 
 @virtual
@@ -1536,6 +1543,32 @@ async def test_what_was_sent_is_looked_for_by_the_next_client(tmp_path: Path) ->
         assert again is not None
         assert (await again).voice_name == "Ann"
     assert len(sandbox.clones) == 1
+
+
+@pytest.mark.slow  # real time, as a file is involved
+async def test_an_earlier_job_comes_in_once(tmp_path: Path) -> None:
+    """Submitted twice at once by its key, a job of an earlier life goes on as one; pinned, it stays where it is."""
+    sandbox = Sandbox(accounts=["a", "b"], clone_s=0.2)
+    settings: dict[str, Any] = {"store": tmp_path / "q.db", "settle_after_s": 0.6}
+    async with in_process(sandbox, close_grace_s=0, **settings) as client:
+        await client.submit_many(
+            [ask("A", account="b"), ask("B", account="b"), ask("C", account="b")], keys=list("abc")
+        )
+        while sandbox.in_progress() < 2:
+            await anyio.sleep(0.001)
+    async with in_process(sandbox, resume=False, **settings) as client:
+        found: list[CloneJob] = []
+
+        async def submit() -> None:
+            requests = [ask(name, account="b") for name in "ABC"]
+            found.extend(await client.submit_many(requests, keys=list("abc")))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(submit)
+            tasks.start_soon(submit)
+        assert len({job.id for job in found}) == 3
+        assert [(await job).account for job in found] == ["b"] * 6
+    assert len(sandbox.clones) == 3
 
 
 @pytest.mark.slow  # real time, as a file is involved

@@ -218,10 +218,12 @@ async def test_files_that_cannot_be_samples_are_told(book: SampleBook, tmp_path:
         "": f"{tmp_path.name} is a directory",
         "fifo": "fifo is not a regular file",
         "empty.mp3": "empty.mp3 is empty, where MP3 or WAV is needed",
-        "a\0b": "a\0b cannot be read: ValueError",
+        "a\0b": "a?b is no path",
         "x" * 300: f"{'x' * 40}...{'x' * 37} cannot be read: File name too long",
     }
     assert {name: (await bad(book, tmp_path / name)).message for name in said} == said
+    for content in ("a\0b", "x" * 300):  # what a caller gets who decoded the content of a file
+        assert (await bad(book, content)).remedy == "a str is always a path: pass content as bytes"
 
 
 async def test_a_file_that_may_not_be_read_is_looked_at_again(
@@ -563,6 +565,19 @@ async def test_a_lost_stream_leaves_no_copy(book: SampleBook, tmp_path: Path) ->
     del stream
     gc.collect()
     assert copies(tmp_path) == []
+
+
+async def test_a_copy_is_whole_or_not_there(book: SampleBook, tmp_path: Path) -> None:
+    """Where it cannot be written, or its source has changed by then, nothing is left of it."""
+    path = tmp_path / "sample.wav"
+    path.write_bytes(TONE)
+    sample = await good(book, path)
+    with pytest.raises(FileNotFoundError):
+        await book.copy(sample, str(tmp_path / "nowhere" / "copy"))
+    path.write_bytes(tone(20))
+    with pytest.raises(SampleChanged):
+        await book.copy(sample, str(tmp_path / "copy"))
+    assert [found.name for found in tmp_path.iterdir() if found.is_file()] == ["sample.wav"]
 
 
 async def test_a_recycled_identity_is_not_believed(book: SampleBook) -> None:

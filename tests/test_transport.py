@@ -127,7 +127,7 @@ def test_good_base_urls(base_url: str, kept: str) -> None:
         ("https://example.com?a=b", "must not hold credentials, a query"),
         ("https://example.com#a", "must not hold credentials, a query or a fragment"),
         ("https://exa mple.com:port", "is not a URL"),
-        (7, "is not a URL"),
+        (7, "must be a str, not int"),
     ],
 )
 def test_bad_base_urls(base_url: Any, says: str) -> None:
@@ -173,11 +173,13 @@ async def test_a_call_without_a_body_sends_none() -> None:
 
 
 async def test_a_closed_port_proves_that_nothing_was_sent() -> None:
-    """A connection that is refused is `NoReply` with `was_sent=False`."""
-    async with transport(f"http://127.0.0.1:{closed_port()}/v1/minimax") as made:
+    """A connection that is refused is `NoReply` with `was_sent=False`, and says which host refused it."""
+    port = closed_port()
+    async with transport(f"http://127.0.0.1:{port}/v1/minimax") as made:
         answer = await made.send(PING)
     assert answer == NoReply(was_sent=False, reason=answer.reason)
     assert "ConnectError" in answer.reason
+    assert f"(127.0.0.1:{port})" in answer.reason
 
 
 async def test_a_connection_that_is_dropped_proves_nothing() -> None:

@@ -15,6 +15,7 @@ import anyio.lowlevel
 import httpx
 
 from . import _endpoints, _replies
+from ._arguments import Arguments
 from ._endpoints import Generation
 from ._errors import (
     ConfigurationError,
@@ -110,7 +111,8 @@ class VoiceClient:
         keep_s: Seconds for which a job that has ended is remembered: in memory by its key, in a store whole.
 
     Raises:
-        ConfigurationError: An argument is wrong, or there is no token. Nothing is sent by making a client.
+        ConfigurationError: Names all arguments that are wrong, a missing token among them. Nothing is sent by making a
+            client.
     """
 
     def __init__(
@@ -139,36 +141,38 @@ class VoiceClient:
     ) -> None:
         # First, as a report with locals asks a client that was refused half way for its repr.
         self._state, self._base_url = _State.NEW, "unchecked"
-        secret = Secret(os.environ.get("USEAPI_TOKEN") if token is None else token)
+        self._secret = Secret(os.environ.get("USEAPI_TOKEN") if token is None else token)
         token = None  # so that no traceback with locals shows it
-        self._secret = check_token(secret)
-        self._base_url = check_base_url(base_url or os.environ.get("USEAPI_BASE_URL") or DEFAULT_BASE_URL)
-        self._choice = GenerationChoice.of(api or os.environ.get("USEAPI_VOICE_API") or "auto")
-        self._accounts = _check_accounts(accounts)
-        if max_parallel not in {1, 2}:
-            raise ConfigurationError(f"max_parallel must be 1 or 2, not {max_parallel!r}: the remote takes no more")
-        if not isinstance(http_client, httpx.AsyncClient | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}")
-        self._http_client = http_client
-        self._store, self._work = _check_store(store), work and resume
-        store = None  # a URL holds a password
-        self._settings = Settings(
-            max_parallel=max_parallel,
-            clone_timeout_s=_positive("clone_timeout_s", clone_timeout_s),
-            settle_after_s=_positive("settle_after_s", settle_after_s),
-            queue_timeout_s=queue_timeout_s
-            if queue_timeout_s is None
-            else _positive("queue_timeout_s", queue_timeout_s),
-            deadline_s=deadline_s if deadline_s is None else _positive("deadline_s", deadline_s),
-            max_pending=max_pending if max_pending is None else int(_positive("max_pending", max_pending)),
-            max_resends=max_resends,
-            unreachable_after_s=unreachable_after_s,
-            look_again_after_s=_positive("look_again_after_s", look_again_after_s),
-            wait_when_blocked=wait_when_blocked,
-            close_grace_s=close_grace_s,
-            keep_s=keep_s,
-            resume=resume,
+        given = Arguments()
+        given.taken(lambda: check_token(self._secret), self._secret)
+        variable, url = _first("USEAPI_BASE_URL", base_url, DEFAULT_BASE_URL)
+        checked_url = given.taken(lambda: check_base_url(url), self._base_url, variable=variable)
+        variable, generation = _first("USEAPI_VOICE_API", api, "auto")
+        self._choice = given.taken(
+            lambda: GenerationChoice.of(generation), GenerationChoice.of("auto"), variable=variable
         )
+        self._accounts = given.taken(lambda: _check_accounts(accounts), None)
+        self._store = given.taken(lambda: _check_store(store), None)
+        store = None  # a URL holds a password
+        self._http_client = given.taken(lambda: _check_http_client(http_client), None)
+        self._settings = Settings(
+            max_parallel=given.one_of("max_parallel", max_parallel, (1, 2), ": the remote takes no more"),
+            clone_timeout_s=given.seconds("clone_timeout_s", clone_timeout_s),
+            settle_after_s=given.seconds("settle_after_s", settle_after_s),
+            queue_timeout_s=given.seconds("queue_timeout_s", queue_timeout_s, may_be_none=True),
+            deadline_s=given.seconds("deadline_s", deadline_s, may_be_none=True),
+            max_pending=given.whole("max_pending", max_pending, least=1, may_be_none=True),
+            max_resends=given.whole("max_resends", max_resends, least=0),
+            unreachable_after_s=given.seconds("unreachable_after_s", unreachable_after_s, may_be_zero=True),
+            look_again_after_s=given.seconds("look_again_after_s", look_again_after_s),
+            wait_when_blocked=given.one_of("wait_when_blocked", wait_when_blocked, (True, False)),
+            close_grace_s=given.seconds("close_grace_s", close_grace_s, may_be_zero=True),
+            keep_s=given.seconds("keep_s", keep_s, may_be_zero=True),
+            resume=given.one_of("resume", resume, (True, False)),
+        )
+        self._work = given.one_of("work", work, (True, False)) and resume
+        given.raise_if_wrong()
+        self._base_url = checked_url
         self._life: AbstractAsyncContextManager[None] | None = None
         self._loop: object = None
 
@@ -283,7 +287,7 @@ class VoiceClient:
             request: The voice to make.
             key: Your own name for it. The same key with the same request gives the same job, whatever became of it;
                 with another request it is an error.
-            priority: Higher goes first; equals go first in, first out.
+            priority: A whole number. Higher goes first; equals go first in, first out.
             queue_timeout_s: Seconds that it may wait before its first request leaves; the client's by default.
             deadline_s: Seconds for all of it; the client's by default.
 
@@ -291,8 +295,8 @@ class VoiceClient:
             The job, accepted: await it for the voice.
 
         Raises:
-            ConfigurationError: A clock is no positive number.
-            RequestInvalid: All faults of the request; nothing was sent or kept.
+            RequestInvalid: All faults of the request, or the key belongs to another; nothing was sent or kept.
+            ConfigurationError: The client is not open here, or an argument is not what it must be.
             SampleRejected: The same, where all faults lie in samples.
             AuthenticationError: The remote was asked for its languages, and refused the token.
             QueueClosed: The client is closed, closing or draining.
@@ -334,31 +338,27 @@ class VoiceClient:
 
         Raises:
             RequestInvalid: All faults of all requests, each with its place in the batch; nothing was sent or kept.
-            AuthenticationError: See `submit`, as for the others.
+            ConfigurationError: See `submit`, as for the others.
+            AuthenticationError: See `submit`.
             QueueClosed: See `submit`.
             QueueFull: See `submit`.
             StoreError: See `submit`.
         """
         queue = self._open_queue()
-        requests = list(requests)
-        for request in requests:
-            if not isinstance(request, CloneRequest):  # pyright: ignore[reportUnnecessaryIsInstance] - not all are typed
-                raise ConfigurationError(f"submit takes a CloneRequest, not {type(request).__name__}")
-        if keys is not None and len(keys) != len(requests):
-            raise ConfigurationError(f"{len(keys)} keys for {len(requests)} requests: give one for each, or none")
-        for key in keys or ():
-            if key is not None and not (key and key.isprintable()):
-                fault = Fault("key", f"{key!r} is no name", "give a key of one or more printable characters")
-                raise RequestInvalid([fault])
+        requests = _check_requests(requests)
+        keys = [None] * len(requests) if keys is None else _check_keys(keys, len(requests))
+        given = Arguments()
+        given.whole("priority", priority)
+        given.seconds("queue_timeout_s", queue_timeout_s, may_be_none=True)
+        given.seconds("deadline_s", deadline_s, may_be_none=True)
+        given.raise_if_wrong()
         settings = self._settings
         return await queue.submit(
             requests,
-            keys=keys if keys is not None else [None] * len(requests),
+            keys=keys,
             priority=priority,
-            queue_timeout_s=settings.queue_timeout_s
-            if queue_timeout_s is None
-            else _positive("queue_timeout_s", queue_timeout_s),
-            deadline_s=settings.deadline_s if deadline_s is None else _positive("deadline_s", deadline_s),
+            queue_timeout_s=settings.queue_timeout_s if queue_timeout_s is None else queue_timeout_s,
+            deadline_s=settings.deadline_s if deadline_s is None else deadline_s,
         )
 
     def as_completed(self, jobs: Iterable[CloneJob]) -> AsyncIterator[CloneJob]:
@@ -389,9 +389,12 @@ class VoiceClient:
             key: Only the one of this key.
 
         Raises:
+            ConfigurationError: There is no such state.
             StoreError: The store cannot be read.
         """
         queue = self._open_queue()
+        if state is not None and state not in list(JobState):
+            raise ConfigurationError(f"state must be one of {', '.join(JobState)}, not {state!r}")
         wanted = None if state is None else JobState(state)
         if key is not None:
             job = queue.find(key)
@@ -560,8 +563,11 @@ class VoiceClient:
             account: Its account; read from the id where it is wrapped.
 
         Raises:
+            ConfigurationError: The id is empty, or no id.
             ApiError: The remote would not.
         """
+        if not _is_name(voice_id):
+            raise ConfigurationError(f"voice_id must be that of a voice, as its VoiceInfo gave it, not {voice_id!r}")
         owner = account or account_of(voice_id)
         await self._call(lambda: self._queue.delete(voice_id, owner))
 
@@ -622,15 +628,64 @@ class VoiceClient:
         return await self._call(lambda: self._transport.ask(build))
 
 
+def _check_requests(requests: Iterable[CloneRequest]) -> list[CloneRequest]:
+    if isinstance(requests, CloneRequest):  # of pydantic, and so iterable: over its fields
+        raise ConfigurationError("submit_many takes several requests: submit_many([request]), or submit(request)")
+    if not hasattr(requests, "__iter__"):
+        raise ConfigurationError(f"submit_many takes a list of CloneRequests, not {type(requests).__name__}")
+    requests = list(requests)
+    for request in requests:
+        if not isinstance(request, CloneRequest):  # pyright: ignore[reportUnnecessaryIsInstance] - not all are typed
+            raise ConfigurationError(f"submit takes a CloneRequest, not {type(request).__name__}")
+    return requests
+
+
+def _check_keys(keys: Sequence[str | None], count: int) -> list[str | None]:
+    if isinstance(keys, str) or not hasattr(keys, "__iter__"):
+        raise ConfigurationError(f"keys must be a list with a key for each request, not {type(keys).__name__}")
+    keys = list(keys)
+    if len(keys) != count:
+        raise ConfigurationError(f"{len(keys)} keys for {count} requests: give one for each, or none")
+    faults = [
+        Fault("key", f"{key!r} is no name", "give a key of one or more printable characters")
+        for key in keys
+        if key is not None and not (_is_name(key) and key.isprintable())
+    ]
+    if faults:
+        raise RequestInvalid(faults)
+    return keys
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _first(variable: str, given: str | None, default: str) -> tuple[str | None, str]:
+    """Return what counts of an argument, a variable of the environment and a default, and that variable if it does."""
+    if given:
+        return None, given
+    named = os.environ.get(variable)
+    return (variable, named) if named else (None, default)
+
+
 def _check_accounts(accounts: Sequence[str] | None) -> tuple[str, ...] | None:
     if accounts is None:
         return None
     if isinstance(accounts, str):
         raise ConfigurationError(f"accounts must be a list of names: accounts=[{accounts!r}]")
-    names = tuple(dict.fromkeys(accounts))
+    # As not all callers are typed: anything may be here.
+    names: tuple[Any, ...] = tuple(accounts) if hasattr(accounts, "__iter__") else (accounts,)
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigurationError("accounts must be a list of names, each a str: accounts=['...']")
     if not names or not all(name.strip() for name in names):
         raise ConfigurationError("accounts must name at least one account, and none may be empty; or leave it out")
-    return names
+    return tuple(dict.fromkeys(names))
+
+
+def _check_http_client(http_client: httpx.AsyncClient | None) -> httpx.AsyncClient | None:
+    if not isinstance(http_client, httpx.AsyncClient | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}")
+    return http_client
 
 
 class _Url:
@@ -662,10 +717,18 @@ def _fleet_module() -> ModuleType:
 def _check_store(store: str | os.PathLike[str] | None) -> str | _Url | None:
     if store is None:
         return None
-    path = os.fspath(store)
-    if path.startswith(("postgresql://", "postgres://")):
+    if not isinstance(store, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"store must be the path of a file or a postgresql:// URL, not {type(store).__name__}")
+    path = os.fsdecode(store)
+    scheme, is_url, _ = path.partition("://")
+    if is_url and scheme.lower() in {"postgresql", "postgres"}:
         _fleet_module()
         return _Url(path)
+    if is_url:
+        # What follows the scheme may be a password.
+        raise ConfigurationError(f"store must be the path of a file or a postgresql:// URL, and not one of {scheme}")
+    if path == ":memory:":
+        raise ConfigurationError("store names no file: to keep jobs in memory, leave it out")
     if not path:
         raise ConfigurationError("store is empty: give the path of a file, or leave it out")
     return path
@@ -678,12 +741,6 @@ def _open_store(store: str | None, keep_s: float) -> JobStore:
     from .stores.sqlite import SqliteStore
 
     return SqliteStore(store, keep_s=keep_s)
-
-
-def _positive(name: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ConfigurationError(f"{name} must be a positive number, not {value!r}")
-    return value
 
 
 @contextmanager

@@ -11,11 +11,11 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterable
 from functools import partial
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, cast, get_args
 
 import anyio
 
-from ._errors import QueueClosed
+from ._errors import ConfigurationError, QueueClosed
 from ._jobs import Attempt, CancelChoice, Event, Job, JobState
 from ._models import CloneRequest, VoiceInfo
 
@@ -162,8 +162,11 @@ class CloneJob:
             Awaitable, which need not be awaited: the job's final state.
 
         Raises:
+            ConfigurationError: `voice` is neither.
             QueueClosed: This client does not work on the job.
         """
+        if voice not in get_args(CancelChoice):
+            raise ConfigurationError(f'voice must be "keep" or "delete", not {voice!r}')
         self._desk.cancel(self._job, voice)
         return _Ending(self)
 
@@ -180,9 +183,16 @@ class _Ending:
         return self._job.wait().__await__()
 
 
+def _several(jobs: Iterable[CloneJob]) -> list[CloneJob]:
+    several: list[object] = list(jobs) if hasattr(jobs, "__iter__") else [jobs]
+    if isinstance(jobs, CloneJob) or not all(isinstance(job, CloneJob) for job in several):
+        raise ConfigurationError("as_completed takes a list of jobs, as submit and submit_many return them")
+    return cast("list[CloneJob]", several)
+
+
 async def in_order_of_completion(jobs: Iterable[CloneJob]) -> AsyncIterator[CloneJob]:
     """Yield each job once it has ended, in the order in which they end; those that have ended already come first."""
-    pending = {job.id: job for job in jobs}
+    pending = {job.id: job for job in _several(jobs)}
     ended: deque[str] = deque()
     changed = anyio.Event()
 

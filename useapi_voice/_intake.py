@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -178,11 +178,8 @@ class Intake:
     def _language_faults(self, language_tag: str) -> list[Fault]:
         if not self._languages or language_tag in self._languages or not language_tag.strip():
             return []
-        from difflib import get_close_matches  # the rare case need not cost every start a millisecond
-
-        by_folded = {name.casefold(): name for name in self._languages}
-        near = get_close_matches(language_tag.casefold(), by_folded, n=3, cutoff=0.5)
-        names = ", ".join(repr(by_folded[name]) for name in near)
+        near = _near(language_tag, self._languages)
+        names = ", ".join(map(repr, near))
         remedy = f"did you mean {names}?" if near else f"it knows {', '.join(sorted(self._languages)[:12])} ..."
         return [Fault("language_tag", f"the remote knows no language {language_tag!r}", remedy)]
 
@@ -209,6 +206,19 @@ class Intake:
                 logger.debug("languages are not checked: %s", type(error).__name__)
         # Empty where the remote does not say: asked once, whatever came of it.
         self._languages = languages
+
+
+def _near(wanted: str, languages: Collection[str]) -> list[str]:
+    """Return what may be meant: the name in another case alone, else names that begin so (`en`), else similar ones."""
+    from difflib import get_close_matches  # the rare case need not cost every start a millisecond
+
+    by_folded = {name.casefold(): name for name in sorted(languages)}
+    folded = wanted.strip().casefold()
+    if folded in by_folded:
+        return [by_folded[folded]]
+    begun = [name for name in by_folded if name.startswith(folded.partition("-")[0])]
+    near = begun[:3] or get_close_matches(folded, by_folded, n=3, cutoff=0.6)
+    return [by_folded[name] for name in near]
 
 
 def _place(requests: Sequence[CloneRequest], index: int) -> str:

@@ -256,12 +256,24 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
+_OF_FIELD: Final = {
+    "voice_name": ("is no str", f"give a name of 1 to {MAX_VOICE_NAME_CHARS} characters"),
+    "language_tag": ("is no str", "give a language such as 'English'"),
+    "samples": ("are not samples", f"give a list of them: {_SAMPLE_REMEDY} for each"),
+    "files": ("is no fileID", "give a list of the fileIDs that the uploads returned, each a str"),
+    "account": ("is no str", "leave it out, or name one of your accounts"),
+    "need_noise_reduction": ("is no bool", "give True or False"),
+}
+"""What is wrong with a field whose type is wrong, and the remedy."""
+
+
 def _as_fault(detail: Mapping[str, Any]) -> Fault:
-    field, *rest = detail["loc"] or ("request",)
+    field, *rest = detail["loc"]
     where = str(field) + "".join(f"[{index}]" for index in rest)
     if detail["type"] == "is_instance_of":
         return Fault(where, "is not a sample", _SAMPLE_REMEDY)
-    return Fault(where, str(detail["msg"]).lower(), "see CloneRequest for what may stand here")
+    message, remedy = _OF_FIELD[field]
+    return Fault(where, message, remedy)
 
 
 class _Reply(BaseModel):

@@ -34,7 +34,6 @@ from ._outcomes import cancelled
 from ._pictures import Statistics, count_states, picture_of_lane, position_of
 from ._refusals import Refusals
 from ._registry import CLOSED_EARLY, Registry, same_or_error
-from ._replies import FOR_EVER_S
 from ._roster import Roster
 from ._samples import SampleBook
 from ._schedule import ANY_ACCOUNT, Schedule, Send, Stage
@@ -469,8 +468,6 @@ class CloneQueue:
 
 def _set_deadlines(jobs: Sequence[Job], now_t: float, queue_timeout_s: float | None, deadline_s: float | None) -> None:
     now_at = datetime.now(UTC)
-    # Ten years and more are no limit: there may be no date for it.
-    queue_timeout_s, deadline_s = (s if s is None or s < FOR_EVER_S else None for s in (queue_timeout_s, deadline_s))
     for job in jobs:
         if queue_timeout_s is not None:
             job.queue_deadline_t = now_t + queue_timeout_s

@@ -485,8 +485,12 @@ def _look_at(path: str) -> _Place | _Trouble:
         status = Path(place).stat()
     except (FileNotFoundError, NotADirectoryError):
         return _Trouble("does not exist", _PATH_REMEDY)
-    except (OSError, ValueError) as error:
-        return _Trouble(f"cannot be read: {_reason(error)}", _PATH_REMEDY)
+    except ValueError:
+        return _Trouble("is no path", "a str is always a path: pass content as bytes")
+    except OSError as error:
+        too_long = error.errno == errno.ENAMETOOLONG
+        remedy = "a str is always a path: pass content as bytes" if too_long else _PATH_REMEDY
+        return _Trouble(f"cannot be read: {_reason(error)}", remedy)
     if stat.S_ISDIR(status.st_mode):
         return _Trouble("is a directory", "name the files in it one by one")
     if not stat.S_ISREG(status.st_mode):
@@ -512,7 +516,9 @@ def _reason(error: Exception) -> str:
 
 
 def _shown(name: str) -> str:
-    return name if len(name) <= 80 else f"{name[:40]}...{name[-37:]}"
+    # It goes into messages and logs, and may be anything: content that was taken for a path, say.
+    plain = "".join(character if character.isprintable() else "?" for character in name)
+    return plain if len(plain) <= 80 else f"{plain[:40]}...{plain[-37:]}"
 
 
 class _Stream:

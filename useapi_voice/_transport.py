@@ -67,18 +67,23 @@ _NOT_SENT = (
 class Secret:
     """A token that cannot be printed, formatted or pickled by accident."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("_kind", "_value")
 
     def __init__(self, value: str | None) -> None:
         self._value = value.strip() if isinstance(value, str) else ""
+        self._kind = type(value).__name__
 
     def __repr__(self) -> str:
         return "Secret(…)"
 
     def fault(self) -> str | None:
         """Say what is wrong with the token, without quoting it."""
+        if self._kind not in {"str", "NoneType"}:
+            return f"token must be a str, not {self._kind}"
         if not self._value:
             return "no token: pass token=… or set USEAPI_TOKEN (see https://useapi.net/docs/start-here)"
+        if self._value.lower().startswith("bearer "):
+            return "the token begins with 'Bearer ': give what follows it, as the client adds that word itself"
         if not (self._value.isascii() and self._value.isprintable()) or " " in self._value:
             return "the token has characters that cannot stand in a header: copy it again, whole"
         return None
@@ -124,7 +129,9 @@ def check_base_url(base_url: str) -> str:
     """
     try:
         url = httpx.URL(base_url)
-    except (httpx.InvalidURL, TypeError) as error:
+    except TypeError:
+        raise ConfigurationError(f"base_url must be a str, not {type(base_url).__name__}") from None
+    except httpx.InvalidURL as error:
         raise ConfigurationError(f"base_url is not a URL: {error}") from None
     if url.userinfo or url.query or url.fragment:
         raise ConfigurationError(
@@ -377,7 +384,9 @@ class Transport:
             raise
         except Exception as error:  # noqa: BLE001 - a custom transport may raise anything, and every path must settle
             # By value, not as a cause: the frames behind it have the token among their locals.
-            return NoReply(not isinstance(error, _NOT_SENT), _in_words(error), status)
+            if isinstance(error, _NOT_SENT):
+                return NoReply(was_sent=False, reason=f"{_in_words(error)} ({request.url.netloc.decode()})")
+            return NoReply(was_sent=True, reason=_in_words(error), status=status)
 
 
 class _ReplyTooLarge(Exception):

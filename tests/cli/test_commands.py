@@ -482,17 +482,42 @@ def test_jobs_of_no_store(cli: Cli, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["some.txt"]
 
 
+OWNER = """
+import sys, anyio
+from useapi_voice.stores.sqlite import SqliteStore
+
+async def own():
+    store = SqliteStore(sys.argv[1], keep_s=1e9)
+    await store.open()
+    print("mine", flush=True)
+    sys.stdin.read()
+    await store.aclose()
+
+anyio.run(own)
+"""
+
+
 def test_jobs_of_a_store_in_use(cli: Cli, kept: Path, tmp_path: Path) -> None:
-    """While a clone runs, its store is its own; that is said, and neither a path nor a name is changed."""
+    """While a clone runs, all can be looked at; what would change its store is refused, and says why."""
+    command = [sys.executable, "-c", OWNER, f"{kept}.rehearsal.db"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "mine\n"
 
-    async def look() -> str:
-        async with VoiceClient(store=f"{kept}.rehearsal.db", resume=False):
-            return await anyio.to_thread.run_sync(lambda: cli("jobs", "list", kept).stderr)
+        jobs = json_lines(cli("jobs", "list", kept, "--json").stdout)
+        shown = cli("jobs", "show", kept, "Bea")
+        report = cli("report", kept, "-o", tmp_path / "report.html")
+        refused = cli("jobs", "forget", kept, "Bea")
 
-    told = anyio.run(look)
-
-    assert told.startswith(f"{kept}.rehearsal.db has another owner")
-    assert told.endswith("A clone that is still running has its store to itself: try again when it has ended.\n")
+    assert owner.returncode == 0
+    assert [job["key"] for job in jobs] == ["Ada", "Bea", "Cid"]
+    assert "voice_name    Bea" in shown.stdout
+    assert report.exit_code == 0
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"{kept}.rehearsal.db has another owner")
+    assert refused.stderr.endswith(
+        "try again when it has ended. Until then, jobs list, jobs show and report look at it without disturbing it.\n"
+    )
 
 
 @pytest.mark.usefixtures("terminal")

@@ -136,7 +136,10 @@ def remedy_of(error: BaseException) -> str:
                 "Look for the voice (useapi-voice voices list); if it is not there: useapi-voice jobs retry --unknown."
             )
         case StoreError() if "another owner" in error.message:
-            return "A clone that is still running has its store to itself: try again when it has ended."
+            return (
+                "A clone that is still running has its store to itself: try again when it has ended. Until then, jobs "
+                "list, jobs show and report look at it without disturbing it."
+            )
         case CloneCancelled() | DeadlineExceeded():
             return "Run this again."
         case ApiError():

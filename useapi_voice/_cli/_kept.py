@@ -1,14 +1,16 @@
-"""Reads a store without a token: finds its file, and yields its jobs as plain data. Starts nothing."""
+"""Reads a store without a token: finds its file, and returns its jobs as plain data, even while a clone runs."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
+import anyio.to_thread
 
+from ..stores._sqlite_look import look
 from ..stores.sqlite import SqliteStore
 from ._connect import KEEP_S, is_local
 from ._exit import CliError, ExitCode
@@ -45,7 +47,7 @@ def _is_store(path: Path) -> bool:
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncGenerator[SqliteStore, None]:
-    """Open a store to look at it."""
+    """Open a store to change it: nobody else may have it open."""
     store = SqliteStore(str(find_store(path)), keep_s=KEEP_S)
     await store.open()
     try:
@@ -55,9 +57,8 @@ async def opened(path: Path) -> AsyncGenerator[SqliteStore, None]:
 
 
 async def rows_of(path: Path) -> list[Row]:
-    """Return all jobs of a store, in the order in which they were submitted."""
-    async with opened(path) as store, aclosing(store.export()) as rows:
-        return [row async for row in rows]
+    """Return all jobs of a store, in the order in which they were submitted, without disturbing its owner."""
+    return list(await anyio.to_thread.run_sync(look, find_store(path)))
 
 
 async def rows_if_any(path: Path) -> list[Row]:

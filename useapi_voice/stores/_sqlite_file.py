@@ -46,7 +46,7 @@ _OPENING = threading.Lock()
 # `seq` is the row's own number, so that rows lie in the order of submission; AUTOINCREMENT remembers the highest ever
 # given when its row is dropped. `payload` is `codec`'s; what stands beside it is looked up. Times are ISO 8601 in UTC
 # with microseconds, which sort as text. `is_closed` is 0 while somebody has the file open, in the file itself too, not
-# only in its log: see `File._check`.
+# only in its log: see `File.check`.
 _TO_VERSION_1: Final = (
     """
     CREATE TABLE jobs (
@@ -169,7 +169,7 @@ class File:
                 is_made = self._make()
                 has_log = os.path.exists(f"{self.path}-wal")  # noqa: PTH110 - paths are strings here
                 self._connection = self._connect()
-            version = self._check(self._connection, has_log=has_log)
+            version = self.check(self._connection, has_log=has_log)
             return self._begin(self._connection, version)
         except BaseException:
             if self._connection is not None:
@@ -207,8 +207,14 @@ class File:
             raise
         return connection
 
-    def _check(self, connection: Connection, *, has_log: bool) -> int:
-        """Look before anything is changed; return the version of the schema, 0 for an empty file."""
+    def check(self, connection: Connection, *, has_log: bool) -> int:
+        """
+        Look before anything is changed; return the version of the schema, 0 for an empty file.
+
+        Args:
+            connection: To the file, or to a copy of it.
+            has_log: Whether its log is there.
+        """
         application_id = _one(connection, "PRAGMA application_id")
         version = int(_one(connection, "PRAGMA user_version"))
         is_empty = (application_id, version, _one(connection, "SELECT count(*) FROM sqlite_master")) == (0, 0, 0)
