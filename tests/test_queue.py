@@ -1103,6 +1103,55 @@ async def test_an_answer_without_a_voice_is_no_voice() -> None:
         assert [attempt.verdict for attempt in job.history] == ["adopted"]
 
 
+@pytest.mark.slow  # real time, as sockets are involved
+async def test_what_waits_for_a_connection_has_not_left() -> None:
+    """A caller's client may have none to spare: what the remote has is counted from when the request gets one."""
+    sandbox = Sandbox(accounts=["a"], clone_s=0.6)
+    sandbox.fail("clone-voice", Fault.drop(made=True), voice_name="Ann")
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=0)
+    async with sandbox, httpx.AsyncClient(limits=limits) as http:
+        client = VoiceClient(sandbox.token, base_url=sandbox.base_url, http_client=http, settle_after_s=0.8)
+        async with client:
+            await client.clone(ask("First"))
+            busy = http.stream("GET", f"{sandbox.base_url}/accounts", headers={"Authorization": f"Bearer {TOKEN}"})
+            async with busy:
+                job = await client.submit(ask("Ann", files=[sandbox.add_sample()]))
+                await anyio.sleep(0.75)
+            assert (await job).voice_name == "Ann"
+    assert sorted(clone.voice_name for clone in sandbox.clones) == ["Ann", "First"]
+
+
+class Reluctant(httpx.AsyncBaseTransport):
+    """To a sandbox, over a proxy that takes 70 s to say that a route is gone."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._inner = sandbox.transport()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._inner.handle_async_request(request)
+        if "audio/clone-voice" in request.url.path:
+            await anyio.sleep(70)
+        return response
+
+
+@virtual
+async def test_what_goes_by_the_other_route_has_left_only_then() -> None:
+    """A route that takes its time to say that it is gone leaves the remote as long as ever for the other one."""
+    sandbox = sandbox_of(clone_s=50, generations=["speech"], only=["speech/clone-voice"])
+    sandbox.fail("clone-voice", Fault.drop(made=True), voice_name="A")
+    sandbox.now()
+    fid = sandbox.add_sample()
+    async with httpx.AsyncClient(transport=Reluctant(sandbox)) as http:
+        client = VoiceClient(TOKEN, base_url=sandbox.base_url, http_client=http, api="auto", max_parallel=1)
+        async with client:
+            lost, _ = jobs = await client.submit_many([ask("A", files=[fid]), ask("B", files=[fid])])
+            assert isinstance(await error_of(lost), CloneOutcomeUnknown)
+            assert (await jobs[1]).voice_name == "B"
+    begun = [clone.begun_at for clone in sandbox.clones]
+    # Nothing came back by the other route, so that B tries the first one as well.
+    assert begun == pytest.approx([70, 70 + 75 + 70], abs=0.1)
+
+
 @virtual
 async def test_voices_too_many_are_reported_not_deleted() -> None:
     """Where two voices fit, the newest is the job's; the other is named, and left alone."""

@@ -40,12 +40,13 @@ from .stores import JobStore
 logger = logging.getLogger("useapi_voice")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Sent:
     """An attempt whose request has left: where to, and when, by the loop's clock and by this machine's."""
 
     account: str
     t: float
+    """Moves on until the request has really left: from then on the remote has `settle_after_s`."""
     at: datetime
 
 
@@ -137,6 +138,7 @@ class Attempts:
                 answer = await self._transport.route(
                     lambda generation: _endpoints.clone_voice(generation, job.request, job.files, account or None),
                     read_timeout_s=self._settings.clone_timeout_s,
+                    on_left=lambda: setattr(sent, "t", self._clocks.now()),
                 )
                 await self._conclude(job, sent, answer)
 
