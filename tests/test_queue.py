@@ -346,11 +346,12 @@ async def test_429_shuts_the_accounts_gate_for_as_long_as_told(form: Any) -> Non
         for job in on_a:
             await job
     begun = sorted(clone.begun_at for clone in sandbox.clones if clone.account == "a")
-    # The clone beside the refused one had left already; then the gate; then one at a time, until that goes well.
-    assert begun[0] < 1
-    assert begun[1] == pytest.approx(300, abs=1.1)
-    assert begun[1] >= 300
-    assert begun[2] == pytest.approx(begun[1] + 10, abs=0.01)
+    # The clone beside the refused one may have left already; then the gate; then one at a time, until that goes well.
+    held = [begun_at for begun_at in begun if begun_at >= 1]
+    assert held[0] == pytest.approx(300, abs=1.1)
+    assert held[0] >= 300
+    assert held[1] == pytest.approx(held[0] + 10, abs=0.01)
+    assert len(held) in {3, 4}
     assert len(found.of("gate_shut")) == 1
     assert sorted((job.attempts for job in on_a), reverse=True) == [2, 1, 1, 1]
 
@@ -414,6 +415,21 @@ async def test_429_beyond_the_deadline_is_told_at_once() -> None:
     async with in_process(sandbox) as client:
         jobs = await client.submit_many([ask("A"), ask("B")], deadline_s=100)
         assert {(await job).account for job in jobs} == {"b"}
+
+
+@virtual
+@pytest.mark.parametrize("fault", [Fault.rate_limited(100), Fault.account_error()])
+async def test_what_waits_for_the_first_list_heeds_the_gate(fault: Fault) -> None:
+    """An account that is closed while its voices are listed for the first time is not sent what has a place already."""
+    sandbox = sandbox_of(upload_s=1)
+    sandbox.fail("voices", Fault.delay(12))
+    sandbox.fail("upload-sample", fault)
+    async with in_process(sandbox, api="audio") as client:
+        jobs = await client.submit_many([ask("A", files=[sandbox.add_sample()]), ask("B")])
+        for job in jobs:
+            await job.wait()
+    assert [clone.begun_at for clone in sandbox.clones if clone.begun_at < 100] == []
+    assert {job.state for job in jobs} == {JobState.CLONED if fault.kind == "rate_limited" else JobState.REFUSED}
 
 
 @virtual

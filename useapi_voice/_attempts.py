@@ -133,6 +133,11 @@ class Attempts:
             await self._witness.take_baseline(account)
             if job.state is not JobState.READY or job.is_settled:
                 return
+            if not self._schedule.lanes[account].is_open(self._clocks.now()):
+                # The account was closed meanwhile, by a job that was still uploading.
+                self._registry.unstage(job)
+                self._registry.refuse_orphans()
+                return
             sent = await self._begin(job, account)
             if sent is not None:
                 answer = await self._transport.route(
