@@ -15,7 +15,7 @@ import ipaddress
 import json
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -230,17 +230,18 @@ class Transport:
         *,
         body: Body | None = None,
         read_timeout_s: float = READ_TIMEOUT_S,
+        on_left: Callable[[], None] = lambda: None,
     ) -> Answer:
         """
         Send a call by the generation in use, and by the next one where its route proves to be gone.
 
         A route that is gone has done nothing, so this is safe for clone-voice too. If both are gone, the first answer
-        is the one that counts.
+        is the one that counts. `on_left` is called each time it leaves; see `send`.
         """
         choice = self._choice
         generation = choice.current
         call = build(generation)
-        first = await self.send(call, body=body, read_timeout_s=read_timeout_s)
+        first = await self.send(call, body=body, read_timeout_s=read_timeout_s, on_left=on_left)
         # A route that both generations share, or that only one has, says nothing of this one. And another call may have
         # settled the choice in the meantime, either way.
         if call.generation is not generation or (choice.is_settled and choice.current is generation):
@@ -248,7 +249,7 @@ class Transport:
         if not route_is_gone(first):
             choice.is_settled = choice.is_settled or isinstance(interpret(first), Done)
             return first
-        second = await self.send(build(SPEECH), body=body, read_timeout_s=read_timeout_s)
+        second = await self.send(build(SPEECH), body=body, read_timeout_s=read_timeout_s, on_left=on_left)
         if route_is_gone(second):
             return first
         if isinstance(second, Reply) and not choice.is_settled:
@@ -292,22 +293,36 @@ class Transport:
             await anyio.sleep(wait_s)
             attempt += 1
 
-    async def send(self, call: Call, *, body: Body | None = None, read_timeout_s: float = READ_TIMEOUT_S) -> Answer:
-        """Send one call once. Whatever happens becomes a value, but for cancellation and `SampleChanged`."""
+    async def send(
+        self,
+        call: Call,
+        *,
+        body: Body | None = None,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        on_left: Callable[[], None] = lambda: None,
+    ) -> Answer:
+        """
+        Send one call once. Whatever happens becomes a value, but for cancellation and `SampleChanged`.
+
+        `on_left` is called at once, and again when the request begins to leave, where that can be seen: a caller's
+        client may have no connection for it for a long time.
+        """
         try:
-            return await self._send(call, body, read_timeout_s)
+            return await self._send(call, body, read_timeout_s, on_left)
         except SampleChanged as error:
             changed = str(error)
         # Anew: the frames that the error came through have the token among their locals.
         raise SampleChanged(changed)
 
-    async def _send(self, call: Call, body: Body | None, read_timeout_s: float) -> Answer:
+    async def _send(self, call: Call, body: Body | None, read_timeout_s: float, on_left: Callable[[], None]) -> Answer:
         chunks = None if body is None else body.chunks()
         try:
             line = self._line_of(call.account)
             request = self._build(line, call, chunks, body, read_timeout_s)
         except Exception as error:  # noqa: BLE001 - say a name that cannot be encoded: whatever it is, nothing was sent
             return NoReply(was_sent=False, reason=_in_words(error))
+        request.extensions = {**request.extensions, "trace": _Departure(on_left)}
+        on_left()
         sent_t = anyio.current_time()
         whole_s = read_timeout_s if body is None else None
         with anyio.move_on_after(None if whole_s is None else whole_s + CONNECT_TIMEOUT_S + GRACE_S):
@@ -367,6 +382,19 @@ class Transport:
             if isinstance(error, _NOT_SENT):
                 return NoReply(was_sent=False, reason=f"{_in_words(error)} ({request.url.netloc.decode()})")
             return NoReply(was_sent=True, reason=_in_words(error), status=status)
+
+
+class _Departure:
+    """Learns from httpcore what becomes of a request, and tells when the first of it is written."""
+
+    __slots__ = ("_on_left",)
+
+    def __init__(self, on_left: Callable[[], None]) -> None:
+        self._on_left = on_left
+
+    async def __call__(self, name: str, info: Mapping[str, Any]) -> None:
+        if name.endswith("send_request_headers.started"):
+            self._on_left()
 
 
 class _ReplyTooLarge(Exception):
