@@ -710,6 +710,8 @@ async def test_places_where_no_file_can_be(tmp_path: Path) -> None:
     assert f"there is no directory {missing.parent}" in await refusal(missing)
     (tmp_path / "file").touch()
     assert "is no directory" in await refusal(tmp_path / "file" / "jobs.db")
+    if Path("/proc").is_dir():  # a directory that takes no files, and says so as if it were not there
+        assert "check the permissions of the file and of /proc" in await refusal(Path("/proc/jobs.db"))
     assert "cannot be written" in await refusal(tmp_path)
     name = "x" * 300
     assert "cannot be used" in await refusal(tmp_path / name)
