@@ -122,6 +122,7 @@ class CloneJob:
 
         Raises:
             CloneError: The leaf that says how it ended. Each waiter gets an error object of its own.
+            QueueClosed: It has not ended, and this client does not work on it.
 
         Cancel-safe: cancelling the wait changes nothing.
         """
@@ -134,7 +135,12 @@ class CloneJob:
         raise copy.copy(outcome)
 
     async def wait(self) -> JobState:
-        """Wait until it has ended, whichever way, and return its state. Cancel-safe."""
+        """
+        Wait until it has ended, whichever way, and return its state. Cancel-safe.
+
+        Raises:
+            QueueClosed: It has not ended, and this client does not work on it.
+        """
         job = self._job
         if job.outcome is None and not self._queue.is_at(job):
             raise QueueClosed(NOT_OURS)
