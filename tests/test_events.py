@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -290,3 +291,26 @@ async def test_the_last_ending_is_told_with_a_store_too(tmp_path: Path) -> None:
 def test_refusals_are_clone_errors() -> None:
     """Whatever a job raises is a `CloneError`."""
     assert issubclass(CloneRefused, CloneError)
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_what_an_operator_should_know_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """A voice that may exist unseen, and an account that takes nothing, are warnings with the ids to look for."""
+    sandbox = Sandbox(accounts=["a", "b"], clone_s=10)
+    sandbox.fail("clone-voice", Fault.moderated(), voice_name="Mod")
+    sandbox.fail("clone-voice", Fault.account_error(), account="b")
+    sandbox.fail("clone-voice", Fault.drop(made=True), voice_name="Gone")
+    sandbox.fail("voices", Fault.status(500), times=None)
+    caplog.set_level(logging.WARNING, logger="useapi_voice")
+    async with in_process(sandbox) as client:
+        await error_of(await client.submit(ask("Mod", account="a")))
+        assert not caplog.records  # the caller is told of that, and need do nothing at the remote
+        await error_of(await client.submit(ask("Bea", account="b")))
+        job = await client.submit(ask("Gone", account="a"))
+        await error_of(job)
+    out, unknown = (record.getMessage() for record in caplog.records)
+    assert out.startswith("account b account_out ")
+    assert unknown.startswith(f"job {job.id} unknown account=a ")

@@ -710,6 +710,8 @@ async def test_places_where_no_file_can_be(tmp_path: Path) -> None:
     assert f"there is no directory {missing.parent}" in await refusal(missing)
     (tmp_path / "file").touch()
     assert "is no directory" in await refusal(tmp_path / "file" / "jobs.db")
+    if Path("/proc").is_dir():  # a directory that takes no files, and says so as if it were not there
+        assert "check the permissions of the file and of /proc" in await refusal(Path("/proc/jobs.db"))
     assert "cannot be written" in await refusal(tmp_path)
     name = "x" * 300
     assert "cannot be used" in await refusal(tmp_path / name)
@@ -805,6 +807,26 @@ async def test_what_is_owed_is_tried_again_without_being_asked(
         with anyio.fail_after(10):
             while "are on record now" not in caplog.text:
                 await anyio.sleep(0.01)
+
+
+async def test_a_disk_that_stays_full_does_not_flood_the_log(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """That notes are owed is logged at once, and again when they have doubled; so hours of it are a page of log."""
+    async with life(path) as (store, _):
+        await store.add([a_job(1)])
+        with no_room(store):
+            for number in range(1, 101):
+                store.uploaded(SOUTH, f"{number:064x}", "f" * 100_000)
+                with pytest.raises(StoreError):
+                    await store.sent(a_job(1))
+        told = [record.args for record in caplog.records if "not on record" in record.message]
+        counts = [args[0] for args in told if isinstance(args, tuple)]
+        assert counts == [1, 2, 4, 8, 16, 32, 64]
+        caplog.clear()
+        await store.file_id(SOUTH, SHA)
+        await store.add([a_job(2)])
+        assert [record.message for record in caplog.records] == [
+            "100 notes that could not be kept before are on record now"
+        ]
 
 
 async def test_what_is_still_owed_at_the_end_is_named(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -76,7 +76,8 @@ class VoiceClient:
             )
 
     One client serves any number of tasks of one event loop. Make one per set of accounts: two clients do not know of
-    each other's clones, and their caps would add up.
+    each other's clones, and their caps would add up. It is entered once; every method raises `ConfigurationError`
+    before that and in another event loop, and `QueueClosed` after it was left.
 
     Args:
         token: The useapi.net token, whole; `USEAPI_TOKEN` by default.
@@ -362,7 +363,14 @@ class VoiceClient:
         )
 
     def as_completed(self, jobs: Iterable[CloneJob]) -> AsyncIterator[CloneJob]:
-        """Yield each job once it has ended, in the order in which they end; await it then for its voice or error."""
+        """
+        Yield each job once it has ended, in the order in which they end; await it then for its voice or error.
+
+        Raises:
+            ConfigurationError: What was given is no list of jobs.
+
+        Left early or cancelled, it leaves the jobs as they are.
+        """
         return in_order_of_completion(jobs)
 
     def job(self, key: str) -> CloneJob | None:

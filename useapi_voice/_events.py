@@ -24,7 +24,7 @@ EVENTS_KEPT: Final = 10_000
 NOT_OURS: Final = "this client does not work on the job: it was opened with resume=False, or is closed"
 
 
-class Desk(Protocol):
+class JobQueue(Protocol):
     """What a handle asks of the queue."""
 
     def cancel(self, job: Job, voice: CancelChoice) -> None:
@@ -49,11 +49,11 @@ class CloneJob:
     but that wait; `cancel()` cancels the job.
     """
 
-    __slots__ = ("_desk", "_job")
+    __slots__ = ("_job", "_queue")
 
-    def __init__(self, job: Job, desk: Desk) -> None:
+    def __init__(self, job: Job, queue: JobQueue) -> None:
         self._job = job
-        self._desk = desk
+        self._queue = queue
 
     def __repr__(self) -> str:
         where = f" on {self.account}" if self.account else ""
@@ -105,12 +105,12 @@ class CloneJob:
     @property
     def position(self) -> int | None:
         """How many jobs go before it, 0 for the next; `None` once it was sent. Its cost grows with the backlog."""
-        return self._desk.position(self._job)
+        return self._queue.position(self._job)
 
     @property
     def eta_s(self) -> float | None:
         """Seconds until it will have ended, at the present pace; `None` where that cannot be said."""
-        return self._desk.eta_s(self._job)
+        return self._queue.eta_s(self._job)
 
     def done(self) -> bool:
         """Whether it has ended."""
@@ -122,6 +122,7 @@ class CloneJob:
 
         Raises:
             CloneError: The leaf that says how it ended. Each waiter gets an error object of its own.
+            QueueClosed: It has not ended, and this client does not work on it.
 
         Cancel-safe: cancelling the wait changes nothing.
         """
@@ -134,9 +135,14 @@ class CloneJob:
         raise copy.copy(outcome)
 
     async def wait(self) -> JobState:
-        """Wait until it has ended, whichever way, and return its state. Cancel-safe."""
+        """
+        Wait until it has ended, whichever way, and return its state. Cancel-safe.
+
+        Raises:
+            QueueClosed: It has not ended, and this client does not work on it.
+        """
         job = self._job
-        if job.outcome is None and not self._desk.is_at(job):
+        if job.outcome is None and not self._queue.is_at(job):
             raise QueueClosed(NOT_OURS)
         if job.outcome is None:
             finished = anyio.Event()
@@ -167,7 +173,7 @@ class CloneJob:
         """
         if voice not in get_args(CancelChoice):
             raise ConfigurationError(f'voice must be "keep" or "delete", not {voice!r}')
-        self._desk.cancel(self._job, voice)
+        self._queue.cancel(self._job, voice)
         return _Ending(self)
 
 

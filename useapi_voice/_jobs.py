@@ -133,8 +133,9 @@ class Event:
     Attributes:
         kind: A job's new state (`queued`, `uploading`, `ready`, `sent`, `in_doubt`, `cloned`, `refused`, `unknown`,
             `expired`, `cancelled`); of a job also `looked` (its voice was looked for), `surplus` (more than one voice
-            fits) and `late_voice` (a voice turned up after its job had ended); of a lane `gate_shut`, `limit`,
-            `account_out`, `account_back`, `slots_full`, `slots_free`; of the client `generation`.
+            fits), `late_voice` (a voice turned up after its job had ended) and `left` (this client works on it no
+            longer, and its store keeps it for another); of a lane `gate_shut`, `limit`, `account_out`, `account_back`,
+            `slots_full`, `slots_free`; of the client `generation`; of a stream `missed`.
         at: When, by this machine's clock (aware, UTC).
         job_id: The job, if it is of one.
         voice_name: The job's voice name.

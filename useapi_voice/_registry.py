@@ -28,8 +28,10 @@ from ._schedule import Schedule
 from .stores import JobStore
 from .stores.codec import digest_of
 
-logger = logging.getLogger("useapi_voice")
+logger = logging.getLogger("useapi_voice.events")
+"""Of its own, so that whoever shows events can do without their lines, and with all else that is logged."""
 
+_OUT_OF_ORDER: Final = frozenset({"account_out", "slots_full"})
 CLOSED_EARLY: Final = "the client was closed before its turn came; the store keeps it for the next client"
 
 
@@ -240,20 +242,22 @@ class Registry:
     # --- what is told ------------------------------------------------------------------------------------------------
 
     def tell_ending(self, job: Job, outcome: Outcome) -> None:
-        """Tell how a job ended."""
-        self.tell(job, job.state.value, **told_of(outcome))
+        """Tell how a job ended; that there may be a voice of which nobody has the id is for an operator to know."""
+        is_trouble = isinstance(outcome, CloneError) and outcome.voice_may_exist
+        self.tell(job, job.state.value, logging.WARNING if is_trouble else logging.DEBUG, **told_of(outcome))
 
-    def tell(self, job: Job, kind: str, **detail: Any) -> None:
+    def tell(self, job: Job, kind: str, level: int = logging.DEBUG, /, **detail: Any) -> None:
         """One event, and one line in the log; neither is made if nobody listens."""
         account = job.account or None
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("job %s %s account=%s %s", job.id, kind, account, detail or "")
+        if logger.isEnabledFor(level):
+            logger.log(level, "job %s %s account=%s %s", job.id, kind, account, detail or "")
         if self.hub.has_listeners:
             self.hub.publish(Event(kind, datetime.now(UTC), job.id, job.request.voice_name, account, detail))
 
     def tell_of_lane(self, kind: str, account: str, **detail: Any) -> None:
-        """The same of an account."""
-        logger.info("account %s %s %s", account or "(only)", kind, detail or "")
+        """The same of an account; that it takes nothing until somebody mends it is for an operator to know."""
+        level = logging.WARNING if kind in _OUT_OF_ORDER else logging.INFO
+        logger.log(level, "account %s %s %s", account or "(only)", kind, detail or "")
         if self.hub.has_listeners:
             self.hub.publish(Event(kind, datetime.now(UTC), account=account or None, detail=detail))
 

@@ -1,5 +1,5 @@
 """
-Traces and metrics of a client, through the OpenTelemetry API: `with instrument(client): ...`.
+Traces and metrics of a client, through the OpenTelemetry API: `async with instrument(client): ...`.
 
 It reads the client's events, so that a client which is not instrumented pays nothing for it. Only the API is used
 (extra `otel`); without an SDK its calls do nothing. Names are this library's own, under `useapi_voice`, as the semantic
@@ -167,6 +167,12 @@ async def instrument(
         tracer: By default that of the global tracer provider.
         meter: By default that of the global meter provider.
         look_every_s: Seconds between two looks at the client for the gauges.
+
+    Raises:
+        ConfigurationError: The client is not open in this event loop.
+        QueueClosed: It is closed.
+
+    Cancelled or left, it ends the spans that are open, and changes nothing in the client.
     """
     recorder = _Recorder(
         client,

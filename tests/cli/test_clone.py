@@ -233,8 +233,9 @@ def test_out_in_a_folder_that_cannot_be_written(
     monkeypatch.setattr(Path, "replace", fail)
     result = cli("clone", path, "--out", tmp_path / "o.csv")
 
-    assert result.exit_code == 1
-    assert "No space left on device" in result.stderr
+    assert result.exit_code == 2
+    assert "3 voices" in result.stderr
+    assert "o.csv cannot be written: No space left on device; see to that" in result.stderr
     assert [found.name for found in tmp_path.glob(".o.csv*")] == []
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,3 +174,16 @@ def test_6_unreachable(cli: Cli, manifest: Write, monkeypatch: pytest.MonkeyPatc
 
     assert result.exit_code == 6
     assert "Check the network and USEAPI_BASE_URL (useapi-voice doctor does both)" in result.stderr
+
+
+def test_events_are_shown_once(manifest: Write, sandbox_of: MakeSandbox) -> None:
+    """An account that goes out of order is told by the display, and not by the log as well."""
+    sandbox = sandbox_of(accounts=["a", "b"])
+    sandbox.fail("clone-voice", Misdeed.account_error(), account="a")
+
+    # In a process of its own, whose log nobody has set up.
+    command = [sys.executable, "-m", "useapi_voice", "clone", str(manifest(ONE + "Bea,English,a.mp3\n"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0
+    assert done.stderr.count("account a") == 1, done.stderr

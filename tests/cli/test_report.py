@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from useapi_voice._cli import _results
 from useapi_voice._cli._report import page
 from useapi_voice._cli._timeline import bars_of, sittings_of
 from useapi_voice.sandbox import Fault, Sandbox
@@ -96,6 +99,24 @@ def test_report_of_a_batch(cli: Cli, manifest: Write, sandbox: Sandbox, tmp_path
     assert sandbox.token not in text
 
 
+def test_report_to_what_is_no_plain_file(cli: Cli, manifest: Write, sandbox: Sandbox, tmp_path: Path) -> None:
+    """A link goes on pointing where it did, and a pipe stays a pipe: neither is replaced by a file."""
+    path = manifest(THREE)
+    cli("clone", path)
+    (tmp_path / "link.html").symlink_to(tmp_path / "page.html")
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)  # so that a writer finds a reader
+    assert cli("report", path, "-o", tmp_path / "pipe").exit_code == 0
+    piped = os.read(pipe, 15)
+    os.close(pipe)
+
+    assert cli("report", path, "-o", tmp_path / "link.html").exit_code == 0
+    assert piped.lower() == b"<!doctype html>"
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "page.html").read_text().startswith("<!")
+
+
 def test_report_that_cannot_be_written(cli: Cli, manifest: Write, sandbox: Sandbox, tmp_path: Path) -> None:
     """A page goes into a folder that is there, and never over its own store."""
     path = manifest(THREE)
@@ -108,6 +129,31 @@ def test_report_that_cannot_be_written(cli: Cli, manifest: Write, sandbox: Sandb
         assert result.exit_code == 2
         assert words in result.stderr
     assert store.read_bytes().startswith(b"SQLite")
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EPIPE])
+def test_report_that_finds_no_room(
+    error: int, cli: Cli, manifest: Write, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is told, with what to do, and leaves no half a page; a reader that has gone is left to typer."""
+    path = manifest(THREE)
+    cli("clone", path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(_results, "_write", refuse)
+    result = cli("report", path, "-o", tmp_path / "page.html")
+
+    if error == errno.ENOSPC:
+        assert result.exit_code == 2
+        assert (
+            "page.html cannot be written: No space left on device; see to that, or give another name" in result.stderr
+        )
+    else:
+        assert result.exit_code == 1
+        assert result.stderr == ""
+    assert not [entry.name for entry in tmp_path.iterdir() if "page" in entry.name]
 
 
 def test_page_needs_no_network() -> None:

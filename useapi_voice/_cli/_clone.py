@@ -44,11 +44,13 @@ async def run(plan: Plan) -> ExitCode:
             if plan.style.json:
                 tell_faults(error)
             raise
-    if plan.out is not None:
-        write_out(plan.out, [(item.job.key, voice) for item, voice in tally.voices])
     kept = None if plan.sandbox else store
     tell(tally, plan.style, store=kept, again=_again(plan))
-    if plan.out is not None and not plan.style.quiet and str(plan.out) != "-":
+    if plan.out is None:
+        return tally.code
+    # After all is told: should there be no room for the file, that is then the last that is said.
+    write_out(plan.out, [(item.job.key, voice) for item, voice in tally.voices])
+    if not plan.style.quiet and str(plan.out) != "-":
         say(f"{count(len(tally.voices), 'voice')} written to {shown(plan.out)}.")
     return tally.code
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Annotated, Final, NoReturn, TypeVarTuple
 
@@ -52,7 +54,7 @@ class ExitCode(IntEnum):
 CODES: Final = {
     ExitCode.OK: "done; every voice is there",
     ExitCode.UNEXPECTED: "an unexpected error: --debug shows where",
-    ExitCode.USAGE: "bad usage, a bad manifest, or a store that cannot be used",
+    ExitCode.USAGE: "bad usage, a bad manifest, or a file or store that cannot be used",
     ExitCode.AUTHENTICATION: "the token or the subscription",
     ExitCode.REFUSED: "some were refused",
     ExitCode.UNKNOWN: "some outcomes are unknown: a voice may exist",
@@ -171,6 +173,20 @@ def alone(error: BaseException) -> BaseException:
     return error
 
 
+@contextmanager
+def _events_unlogged() -> Generator[None, None, None]:
+    """Leave out the log's lines of events: commands show those themselves. All else that is a warning is printed."""
+    events = logging.getLogger("useapi_voice.events")
+    was_propagating, events.propagate = events.propagate, False
+    silence = logging.NullHandler()
+    events.addHandler(silence)
+    try:
+        yield
+    finally:
+        events.propagate = was_propagating
+        events.removeHandler(silence)
+
+
 def run(work: Callable[[*Ts], Awaitable[ExitCode]], *args: *Ts, debug: bool = False, stopped: str = "") -> NoReturn:
     """
     Run a command to its end, and exit: the only way out of all of them.
@@ -182,7 +198,8 @@ def run(work: Callable[[*Ts], Awaitable[ExitCode]], *args: *Ts, debug: bool = Fa
         stopped: What to say when Ctrl-C is how it is meant to end.
     """
     try:
-        code = anyio.run(work, *args)
+        with _events_unlogged():
+            code = anyio.run(work, *args)
     except KeyboardInterrupt:
         say(stopped or "Interrupted.")
         code = ExitCode.OK if stopped else ExitCode.INTERRUPTED

@@ -12,7 +12,7 @@ from pathlib import Path
 from .._client import VoiceClient
 from .._errors import ApiError, AuthenticationError, SubscriptionError
 from .._pictures import TYPICAL_CLONE_S
-from ._check import Known, Samples, check
+from ._check import Known, SampleFacts, Samples, check
 from ._clone import tell_faults
 from ._connect import connected, rehearsal, store_of
 from ._exit import ExitCode
@@ -133,43 +133,54 @@ def _tell(
 ) -> None:
     used = {str(sample.path) for row in rows for sample in row.request.samples}
     facts = [samples.good[path] for path in used]
-    total_s = max((share.time_s for share in shares), default=0.0)
     if plan.json:
-        summary = {
-            "voices": len(manifest.rows),
-            "to_make": len(rows),
-            "recordings": len(used),
-            "size_bytes": sum(fact.size_bytes for fact in facts),
-            "languages": dict(Counter(row.request.language_tag for row in rows)),
-            "clone_s": clone_s or TYPICAL_CLONE_S,
-            "time_s": total_s,
-            "without_slot": short,
-        }
-        of_each = [{key: value for key, value in asdict(share).items() if key != "paths"} for share in shares]
-        put_json({**summary, "accounts": of_each})
+        _tell_json(manifest, rows, facts, shares, clone_s, short)
         return
     there = len(manifest.rows) - len(rows)
     already = f" ({there:,} of them are there already)" if there else ""
     put(f"{shown(manifest.source)}: {count(len(manifest.rows), 'voice')}{already}, and nothing is wrong with it.")
     size_mb = sum(fact.size_bytes for fact in facts) / 1e6
     length = span(sum(fact.duration_s for fact in facts))
-    put(f"To make: {count(len(rows), 'voice')} of {count(len(used), 'recording')} ({length}, {size_mb:.1f} MB).")
+    put(f"To make: {count(len(rows), 'voice')} of {count(len(facts), 'recording')} ({length}, {size_mb:.1f} MB).")
     for note in manifest.notes:
         put(f"Note: {note}.")
-    columns = ("account", "voices", "uploads", "free slots", "time")
-    cells = [
-        (
-            share.account or "the account",
-            share.voices,
-            share.uploads,
-            "not told" if share.free_slots is None else share.free_slots,
-            span(share.time_s),
-        )
-        for share in shares
-    ]
-    put_table(columns, cells)
+    put_table(("account", "voices", "uploads", "free slots", "time"), [_cells(share) for share in shares])
     basis = "as measured" if clone_s else "as the vendor says"
-    put(f"About {span(total_s)} in all, at {span(clone_s or TYPICAL_CLONE_S)} a clone ({basis}). Nothing was spent.")
+    each = span(clone_s or TYPICAL_CLONE_S)
+    put(f"About {span(_longest_s(shares))} in all, at {each} a clone ({basis}). Nothing was spent.")
     if short:
         remedy = "delete voices (useapi-voice voices delete), or add an account at useapi.net"
         say(f"There is no slot for {count(short, 'voice')}: {remedy}.")
+
+
+def _tell_json(
+    manifest: Manifest,
+    rows: Sequence[Row],
+    facts: Sequence[SampleFacts],
+    shares: Sequence[Share],
+    clone_s: float | None,
+    short: int,
+) -> None:
+    of_each = [{key: value for key, value in asdict(share).items() if key != "paths"} for share in shares]
+    put_json(
+        {
+            "voices": len(manifest.rows),
+            "to_make": len(rows),
+            "recordings": len(facts),
+            "size_bytes": sum(fact.size_bytes for fact in facts),
+            "languages": dict(Counter(row.request.language_tag for row in rows)),
+            "clone_s": clone_s or TYPICAL_CLONE_S,
+            "time_s": _longest_s(shares),
+            "without_slot": short,
+            "accounts": of_each,
+        }
+    )
+
+
+def _cells(share: Share) -> tuple[object, ...]:
+    free = "not told" if share.free_slots is None else share.free_slots
+    return (share.account or "the account", share.voices, share.uploads, free, span(share.time_s))
+
+
+def _longest_s(shares: Sequence[Share]) -> float:
+    return max((share.time_s for share in shares), default=0.0)

@@ -394,7 +394,7 @@ def in_words(event: Event, board: Board) -> str:
     if item is not None:
         return _job_in_words(event, item, f"[{board.done + board.failed}/{board.total}]")
     account = _account(event.account)
-    reason = shown(event.detail.get("reason") or "too many requests", 120)
+    reason = shown(event.detail.get("reason") or "too many requests", 300)
     match event.kind:
         case "gate_shut":
             return f"account {account}: waits {span(event.detail['wait_s'])}: {reason}"

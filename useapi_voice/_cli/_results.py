@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -72,11 +73,37 @@ def _row(key: str | None, voice: VoiceInfo) -> dict[str, Any]:
 
 
 def write_whole(out: Path, text: str) -> None:
-    """Write a file under another name first, so that nobody ever reads half of it."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    """
+    Write a file under another name first, so that nobody ever reads half of it.
+
+    Through a link, which stays one. What is no file, such as a pipe or a device, is written to as it is: to put a file
+    in its place would take it away from all who use it.
+
+    Raises:
+        CliError: It cannot be written, for want of room say.
+    """
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        if out.exists() and not out.is_file():
+            _write(out, text)
+        else:
+            _replace(out.resolve(), text)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        remedy = "see to that, or give another name, and run this again: all of it is kept in the store"
+        raise CliError(ExitCode.USAGE, f"{shown(out)} cannot be written: {error.strerror}; {remedy}.") from error
+
+
+def _write(out: Path, text: str) -> None:
+    with out.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def _replace(out: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    os.close(descriptor)
+    try:
+        _write(Path(name), text)
         # As a file made in the usual way would be; mkstemp's are for their owner alone.
         mask = os.umask(0)
         os.umask(mask)

@@ -389,6 +389,8 @@ class File:
             reason = _REASONS.get(code) or _REASONS.get(code & 0xFF, "")
         elif isinstance(error, OSError):
             reason = _SYSTEM_REASONS.get(error.errno or 0, "")
+            if error.errno == errno.ENOENT and os.path.isdir(os.path.dirname(self.path)):  # noqa: PTH112, PTH120
+                reason = _PROTECTED  # as in /proc, which takes no files
         else:
             reason = ""
         reason = reason.format(path=self.path, directory=os.path.dirname(self.path))  # noqa: PTH120

@@ -406,6 +406,8 @@ class _Thread:
         self._file = file
         self._inbox: queue.SimpleQueue[_Op | None] = queue.SimpleQueue()
         self._owed: list[_Op] = []
+        self._told_count = 0
+        """How many were owed when that was last logged: again when they have doubled, not at every try."""
         """What could not be kept yet, in order. Guarded by the file's lock, as the event loop's thread reads it too."""
         self._trouble: Exception | None = None
         """Why not; of the present round."""
@@ -477,9 +479,12 @@ class _Thread:
             owed, self._owed, self._trouble = self._owed, [], None
             self._do([*owed, *ops])
             if self._trouble is not None:
-                trouble = self._file.explain("writing it", self._trouble)
-                logger.error("%d notes are not on record, and will be tried again: %s", len(self._owed), trouble)
+                if len(self._owed) >= max(1, 2 * self._told_count):
+                    self._told_count = len(self._owed)
+                    trouble = self._file.explain("writing it", self._trouble)
+                    logger.error("%d notes are not on record, and will be tried again: %s", len(self._owed), trouble)
             elif owed:
+                self._told_count = 0
                 logger.warning("%d notes that could not be kept before are on record now", len(owed))
         news: deque[Callable[[], None]] = deque()
         for op in ops:
