@@ -10,68 +10,16 @@ from __future__ import annotations
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
-from fleets import a_database, run_sql, workers
-from harness import wav
+from fleets import CHILD, Place, ask, place, run_sql, workers
 
-from useapi_voice import CloneCancelled, CloneRequest, ConfigurationError, StoreError, VoiceClient, VoiceInfo
-from useapi_voice.stores import _replica, postgres
+from useapi_voice import CloneCancelled, ConfigurationError, StoreError, VoiceClient, VoiceInfo
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from _common import Server, sandbox_process
+__all__ = ["place"]
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
-
-SETTINGS: dict[str, Any] = {"clone_timeout_s": 3.0, "settle_after_s": 2.0}
-CHILD: dict[str, Any] = {**SETTINGS, "lease_margin_s": 0.5, "poll_s": 0.3}
-
-
-@dataclass
-class Place:
-    """Where a fleet lives."""
-
-    url: str
-    server: Server
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What every client is told."""
-        return {"token": self.server.token, "base_url": self.server.base_url, "store": self.url}
-
-    @asynccontextmanager
-    async def client(self, **options: Any) -> AsyncIterator[VoiceClient]:
-        """Open a client in this process."""
-        async with VoiceClient(**{**self.options, **SETTINGS, **options}) as client:
-            yield client
-
-    def check(self, names: list[str]) -> None:
-        """Assert by the server's own count that no cap was broken, nothing lost and nothing doubled."""
-        assert self.server.ask("len(sandbox.breaches)") == 0
-        made = Counter(self.server.ask("[voice.voice_name for voice in sandbox.voices()]"))
-        assert made == Counter(names)
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """Give a database and a sandbox of two accounts in a process of its own."""
-    monkeypatch.setattr(postgres, "LEASE_MARGIN_S", 0.5)
-    monkeypatch.setattr(_replica, "POLL_S", 0.3)
-    options = getattr(request, "param", {"accounts": ["north", "south"], "clone_s": 0.2})
-    with a_database() as url, sandbox_process(**options) as server:
-        yield Place(url, server)
-
-
-def ask(name: str, **more: Any) -> CloneRequest:
-    """Make a request."""
-    return CloneRequest(voice_name=name, language_tag="English", samples=[wav()], **more)
-
 
 ONE = pytest.mark.parametrize("place", [{"accounts": ["north"], "clone_s": 0.03}], indirect=True)
 LONG = pytest.mark.parametrize("place", [{"accounts": ["north", "south"], "clone_s": 1.0}], indirect=True)
@@ -295,7 +243,18 @@ async def test_no_password_is_shown(place: Place) -> None:
 
 async def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Making a client on a fleet says what to install; everything else works without it."""
-    for name in ("postgres", "_claims", "_database", "_listener", "_replica", "_schema", "_seats", "_turns", "_writer"):
+    for name in (
+        "postgres",
+        "_claims",
+        "_contents",
+        "_database",
+        "_listener",
+        "_replica",
+        "_schema",
+        "_seats",
+        "_turns",
+        "_writer",
+    ):
         monkeypatch.delitem(sys.modules, f"useapi_voice.stores.{name}")
     monkeypatch.delattr("useapi_voice.stores.postgres")
     monkeypatch.setitem(sys.modules, "asyncpg", None)

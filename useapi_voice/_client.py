@@ -88,6 +88,8 @@ class VoiceClient:
             it.
             `postgresql://user:password@host/database` is a fleet: any number of processes on any number of hosts
             share the jobs, and each account's cap (extra `postgres`).
+        sample_directory: In a fleet, a directory on a disk that all its hosts share, where samples are kept while jobs
+            need them, instead of in the database. All processes must name the same; it belongs to this fleet alone.
         resume: Whether entering goes on with the jobs that the store holds; `False` only to look at them.
         work: In a fleet, whether this client works on jobs, or only submits them and waits for what others make.
         http_client: Your own `httpx.AsyncClient` (proxy, certificates, HTTP/2). It is neither changed nor closed. Its
@@ -121,6 +123,7 @@ class VoiceClient:
         accounts: Sequence[str] | None = None,
         max_parallel: int = 2,
         store: str | os.PathLike[str] | None = None,
+        sample_directory: str | os.PathLike[str] | None = None,
         resume: bool = True,
         work: bool = True,
         http_client: httpx.AsyncClient | None = None,
@@ -150,6 +153,7 @@ class VoiceClient:
             raise ConfigurationError(f"http_client must be an httpx.AsyncClient, not {type(http_client).__name__}")
         self._http_client = http_client
         self._store, self._work = _check_store(store), work and resume
+        self._sample_directory = _check_sample_directory(sample_directory, self._store)
         store = None  # a URL holds a password
         self._settings = Settings(
             max_parallel=max_parallel,
@@ -227,6 +231,7 @@ class VoiceClient:
                 settle_after_s=settings.settle_after_s,
                 accounts=self._accounts,
                 max_parallel=settings.max_parallel,
+                sample_directory=self._sample_directory,
                 work=self._work,
             )
             return fleet
@@ -660,6 +665,20 @@ def _check_store(store: str | os.PathLike[str] | None) -> str | _Url | None:
         return _Url(path)
     if not path:
         raise ConfigurationError("store is empty: give the path of a file, or leave it out")
+    return path
+
+
+def _check_sample_directory(directory: str | os.PathLike[str] | None, store: str | _Url | None) -> str | None:
+    if directory is None:
+        return None
+    if not isinstance(store, _Url):
+        raise ConfigurationError(
+            "sample_directory is where the processes of a fleet share their samples: give it with "
+            "store='postgresql://...', or leave it out"
+        )
+    path = os.fspath(directory)
+    if not path:
+        raise ConfigurationError("sample_directory is empty: give a path, or leave it out")
     return path
 
 

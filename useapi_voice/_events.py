@@ -135,8 +135,7 @@ class CloneJob:
     async def wait(self) -> JobState:
         """Wait until it has ended, whichever way, and return its state. Cancel-safe."""
         job = self._job
-        if job.outcome is None and not self._desk.is_at(job):
-            raise QueueClosed("this client does not work on the job: it was opened with resume=False, or is closed")
+        self._check_awaited()
         if job.outcome is None:
             finished = anyio.Event()
             job.watch(finished.set)
@@ -145,6 +144,11 @@ class CloneJob:
             finally:
                 job.unwatch(finished.set)
         return job.state
+
+    def _check_awaited(self) -> None:
+        """Raise `QueueClosed` if nobody would say how it ends."""
+        if self._job.outcome is None and not self._desk.is_at(self._job):
+            raise QueueClosed("this client does not work on the job: it was opened with resume=False, or is closed")
 
     def cancel(self, *, voice: CancelChoice = "keep") -> Awaitable[JobState]:
         """
@@ -191,6 +195,7 @@ async def in_order_of_completion(jobs: Iterable[CloneJob]) -> AsyncIterator[Clon
     ended.extend(job.id for job in done)
     for job_id, job in pending.items():
         if not job.done():
+            job._check_awaited()
             job._job.watch(notes[job_id])
     try:
         while pending:

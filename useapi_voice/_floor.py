@@ -78,6 +78,9 @@ class Floor:
         known = self.expect(job)
         if known is not job:
             known.watch(partial(_copy_ending, known, job))
+        else:
+            # It may have ended since it was looked up, and nobody would say so again.
+            self._store.look_for(job.id)
         return True
 
     def leave_all(self) -> None:

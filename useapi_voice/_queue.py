@@ -538,8 +538,10 @@ class CloneQueue:
 
     def is_at(self, job: Job) -> bool:
         """Whether this process works on it, or will hear of its end."""
-        is_here = job.id in self._jobs or job.state in TERMINAL_STATES
-        return is_here or (self._floor is not None and self._tasks is not None and self._floor.follow(job))
+        if self._floor is not None and job.state not in TERMINAL_STATES:
+            # It may be a copy that was looked up, even of one that this process works on.
+            return self._tasks is not None and self._floor.follow(job)
+        return job.id in self._jobs or job.state in TERMINAL_STATES
 
     # --- accounts ----------------------------------------------------------------------------------------------------
 
@@ -1088,6 +1090,9 @@ class CloneQueue:
 
     def cancel(self, job: Job, voice: CancelChoice) -> None:
         """End a job that was not sent; else remember that it is unwanted until the truth is known."""
+        if self._floor is not None:
+            # It may be a copy that was looked up.
+            job = self._jobs.get(job.id, job)
         if job.is_settled:
             return
         if self._floor is not None and self._floor.cancel_elsewhere(job, voice):

@@ -42,10 +42,12 @@ _TABLE_CHANGED: Final = (
 
 async def make_turns(connection: Connection, cap: int, most: int) -> None:
     """Make the turns that are missing, at most so many, in the transaction of this connection."""
-    rows = await connection.fetch(sql.MISSING_TURNS, cap, most)
+    found = await connection.fetch(sql.MISSING_TURNS, cap, most)
+    # In one order everywhere: two who make the same turns wait for each other's.
+    rows = sorted((row["account"], row["number"]) for row in found)
     if rows:
-        names = [f"{sql.TURN_PREFIX}{row['account']}" for row in rows]
-        keys: list[str | None] = [f"{name}:{row['number']}" for name, row in zip(names, rows, strict=True)]
+        names = [f"{sql.TURN_PREFIX}{account}" for account, _ in rows]
+        keys: list[str | None] = [f"{sql.TURN_PREFIX}{account}:{number}" for account, number in rows]
         await queries(AsyncpgDriver(connection)).enqueue(
             names, [None] * len(rows), [0] * len(rows), dedupe_key=keys, on_conflict="skip"
         )

@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
+
+import asyncpg
 
 from .._errors import StoreError
 from ._database import AWAY, Connection, Database
@@ -26,6 +29,7 @@ CLOSE_S: Final = 10.0
 """How long closing waits for the database to take what is owed."""
 MOST_AT_ONCE: Final = 200
 LONGEST_PAUSE_S: Final = 5.0
+DEADLOCK_S: Final = 0.05
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +96,11 @@ class Writer:
         self, what: str, run: Callable[[Connection], Awaitable[Any]], announce: Callable[[], None] | None = None
     ) -> None:
         """Write this when its turn comes, and then call `announce`; after `OWED_S` in any case."""
+        if self._task is None:
+            logger.error("%s failed: the store is not open", what)
+            if announce is not None:
+                announce()
+            return
         until_t = float("inf") if announce is None else asyncio.get_running_loop().time() + OWED_S
         self._put(Op(what, run, announce=announce, owed_until_t=until_t))
 
@@ -136,6 +145,9 @@ class Writer:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
                         await self._news.wait()
+            except asyncpg.DeadlockDetectedError:
+                # Another process writes the same rows in another order, and goes first.
+                await asyncio.sleep(DEADLOCK_S * random.random())
             except Exception as error:  # noqa: BLE001 - told to who waits, or to the log
                 if len(batch) > 1:
                     self._one_by_one = len(batch)
