@@ -35,6 +35,11 @@ AWAY: Final = (
 """What is raised while the database cannot be reached, or takes no connections, whatever was asked of it."""
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether the fault is the connection's, not that of what was asked: the driver says both with one class."""
+    return isinstance(error, AWAY) and not isinstance(error, ValueError)
+
+
 class Address:
     """Where the database is. Its URL holds a password, and is shown nowhere."""
 
@@ -72,7 +77,7 @@ class Address:
             remedy = "its user lacks a privilege; let one who may make schemas run `useapi-voice fleet init`"
         elif isinstance(error, asyncpg.InvalidSQLStatementNameError | asyncpg.DuplicatePreparedStatementError):
             remedy = "a PgBouncer in transaction mode does not do: connect to PostgreSQL itself, or in session mode"
-        elif isinstance(error, AWAY):
+        elif is_away(error):
             remedy = "is PostgreSQL running, and can it be reached from here?"
         else:
             remedy = "this was not expected"

@@ -17,6 +17,8 @@ logger: logging.Logger = logging.getLogger("useapi_voice")
 
 CHECK_S: Final = 5.0
 """How long the first notification may take to come back."""
+PING_S: Final = 30.0
+"""Between two looks whether it is not merely there, but answers."""
 LOOK_S: Final = 0.1
 """Between two looks whether the connection is still there."""
 LONGEST_PAUSE_S: Final = 5.0
@@ -84,7 +86,12 @@ class Listener:
     async def keep(self) -> None:
         """Listen again whenever the connection is lost, for ever."""
         pause_s = LOOK_S
+        now_t = asyncio.get_running_loop().time
+        ping_t = now_t() + PING_S
         while True:
+            if now_t() >= ping_t:
+                await self._ping()
+                ping_t = now_t() + PING_S
             if self._connection.is_closed():
                 try:
                     self._connection = await self._listen()
@@ -95,6 +102,15 @@ class Listener:
                     pause_s = LOOK_S
                     self._on_return()
             await asyncio.sleep(pause_s)
+
+    async def _ping(self) -> None:
+        """One who only listens does not notice that the other end is gone without a word."""
+        try:
+            async with asyncio.timeout(CHECK_S):
+                await self._connection.fetchval("SELECT 1")
+        except (asyncpg.PostgresError, *AWAY) as error:
+            logger.warning("%s", self._database.address.explain("listening", error))
+            self._connection.terminate()
 
     def stop(self) -> None:
         """Let go of the connection."""

@@ -19,7 +19,7 @@ from typing import Any, Final
 import asyncpg
 
 from .._errors import StoreError
-from ._database import AWAY, Connection, Database
+from ._database import Connection, Database, is_away
 
 logger: logging.Logger = logging.getLogger("useapi_voice")
 
@@ -28,6 +28,7 @@ OWED_S: Final = 600.0
 CLOSE_S: Final = 10.0
 """How long closing waits for the database to take what is owed."""
 MOST_AT_ONCE: Final = 200
+SHORTEST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
 DEADLOCK_S: Final = 0.05
 
@@ -135,26 +136,19 @@ class Writer:
             try:
                 async with self._database.borrow() as connection, connection.transaction():
                     results = [await op.run(connection) for op in batch]
-            except AWAY as error:
-                # Who waits is told; the notes before and after are kept, in their order.
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or 0.1)
-                explain = self._database.address.explain
-                self._fail(explain(batch[0].what, error))
-                self._give_up_waiting()
-                logger.warning("%s", explain(f"keeping {len(self._inbox)} notes", error))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._news.wait()
             except asyncpg.DeadlockDetectedError:
                 # Another process writes the same rows in another order, and goes first.
                 await asyncio.sleep(DEADLOCK_S * random.random())
             except Exception as error:  # noqa: BLE001 - told to who waits, or to the log
-                if len(batch) > 1:
+                if is_away(error):
+                    pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or SHORTEST_PAUSE_S)
+                    await self._wait_for_database(batch[0].what, error, pause_s)
+                elif len(batch) > 1:
                     self._one_by_one = len(batch)
-                    continue
-                self._inbox.popleft()
-                self._one_by_one = max(0, self._one_by_one - 1)
-                self._refuse(batch[0], error)
+                else:
+                    self._inbox.popleft()
+                    self._one_by_one = max(0, self._one_by_one - 1)
+                    self._refuse(batch[0], error)
             else:
                 pause_s = 0.0
                 self._one_by_one = max(0, self._one_by_one - len(batch))
@@ -164,6 +158,16 @@ class Writer:
                         op.reply.set_result(result)
                     if op.announce is not None:
                         op.announce()
+
+    async def _wait_for_database(self, what: str, error: Exception, pause_s: float) -> None:
+        """Who waits is told; the notes before and after are kept, in their order."""
+        explain = self._database.address.explain
+        self._fail(explain(what, error))
+        self._give_up_waiting()
+        logger.warning("%s", explain(f"keeping {len(self._inbox)} notes", error))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._news.wait()
 
     def _refuse(self, op: Op, error: Exception) -> None:
         told = self._database.address.explain(op.what, error)
