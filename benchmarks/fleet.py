@@ -6,7 +6,11 @@ k-th clone's beginning less the end of the clone two before it, on an account th
 PostgreSQL's own count. Needs a server: `USEAPI_VOICE_TEST_POSTGRES`, one on loopback, or one that can be started; the
 one that is killed is always its own.
 
+A claim is one transaction of a worker, as `_claims` makes it, and is taken back each time; `all of one name` is the
+case in which all that waits has the name of a voice that is in progress there, so that there is nothing to be had.
+
     python benchmarks/fleet.py [--jobs 240] [--clone-s 0.2] [--quick] [--json FILE]
+    python benchmarks/fleet.py --claims [--json FILE]
 """
 
 from __future__ import annotations
@@ -20,11 +24,17 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import httpx
 from _common import Server, machine, report, sandbox_process, table
 
 from useapi_voice import CloneRequest, VoiceClient
+from useapi_voice._jobs import Job
+from useapi_voice.stores import Desk, codec
+from useapi_voice.stores import _fleet_sql as sql
+from useapi_voice.stores._claims import claim
+from useapi_voice.stores.postgres import PostgresStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from clusters import Cluster, a_cluster, why_no_cluster
@@ -139,16 +149,117 @@ async def without_a_database(cluster: Cluster, sandbox: Server, jobs: int, kills
     return verdict(sandbox, names)
 
 
+BACKLOGS = (100, 10_000, 100_000)
+WAITING = """
+    INSERT INTO useapi_voice.jobs (seq, id, state, priority, account, pinned, voice_name, payload, attempts, shas)
+    SELECT seq, md5(seq::text), 'queued', seq % 5, {pinned}, {pinned}, {name}, $1, 0, '{{}}'
+    FROM generate_series(1, $2::int) seq
+"""
+ENDED = """
+    INSERT INTO useapi_voice.jobs
+        (seq, id, state, priority, account, voice_name, payload, attempts, shas, settled_at, voice_id)
+    SELECT 10000000 + seq, md5('ended' || seq), 'cloned', 0, 'north', 'Eve', $1, 1, '{}', now() - interval '1 day', seq
+    FROM generate_series(1, $2::int) seq
+"""
+SEATED = """
+    INSERT INTO useapi_voice.jobs
+        (seq, id, state, priority, account, voice_name, payload, attempts, shas, owner, seat, sent_at)
+    VALUES (99999999, 'seated', 'sent', 0, 'north', 'Ann', $1, 1, '{}', 'another', 0, now())
+"""
+KINDS = {
+    "unpinned": ("NULL", "'voice ' || seq", 0),
+    "pinned": ("'north'", "'voice ' || seq", 0),
+    "pinned to another": ("'south'", "'voice ' || seq", 0),
+    "unpinned, 100,000 ended": ("NULL", "'voice ' || seq", 100_000),
+    "all of one name": ("NULL", "'Ann'", 0),
+}
+
+
+async def claiming(url: str, kind: str, backlog: int) -> dict[str, float]:
+    """Return the median milliseconds of a claim, and of making the turns that are missing."""
+    pinned, name, ended = KINDS[kind]
+    job = Job("x", None, CloneRequest(voice_name="Ann", language_tag="English", files=["file"]), 0, 1, None)
+    payload = codec.encode(job).payload
+    store = PostgresStore(url, keep_s=3600.0, accounts=["north", "south"])
+    await store.open()
+    times: dict[str, list[float]] = {"claim_ms": [], "turns_ms": []}
+    try:
+        async with store.database.borrow() as connection:
+            await connection.execute(WAITING.format(pinned=pinned, name=name), payload, backlog)
+            await connection.execute(ENDED, payload, ended)
+            await connection.execute(SEATED, payload)
+            for _ in range(30):
+                began = time.perf_counter()
+                claimed = await claim(store, cast("Desk", Idle()), "north", 1, {"seated"})
+                times["claim_ms"].append(1000 * (time.perf_counter() - began))
+                if claimed.job is not None:
+                    await connection.execute(sql.RELEASE, claimed.job.id)
+                began = time.perf_counter()
+                await connection.fetch(sql.MISSING_TURNS, 2, 1000)
+                times["turns_ms"].append(1000 * (time.perf_counter() - began))
+    finally:
+        await store.aclose()
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+class Idle:
+    """The desk of a queue that would take anything."""
+
+    is_taking = True
+
+    def gate_s(self, account: str) -> float:
+        """Return for how long it sends nothing there."""
+        return 0.0
+
+
+async def submitting(url: str, count: int) -> float:
+    """Return the seconds that submitting so many jobs of one sample takes; nobody works, and nothing is sent."""
+    names = [f"voice {number}" for number in range(count)]
+    offline = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(404)))
+    async with (
+        offline,
+        VoiceClient("user:1-token", store=url, accounts=["north"], work=False, http_client=offline) as client,
+    ):
+        sample = wav()
+        asked = [CloneRequest(voice_name=name, language_tag="English", samples=[sample]) for name in names]
+        began = time.perf_counter()
+        assert len(await client.submit_many(asked)) == count
+        return time.perf_counter() - began
+
+
+def claims() -> None:
+    """Print what a claim costs where so many jobs wait."""
+    rows: list[Any] = []
+    results: dict[str, Any] = {}
+    for kind in KINDS:
+        found = []
+        for backlog in BACKLOGS:
+            with a_database() as url:
+                found.append(asyncio.run(claiming(url, kind, backlog)))
+        results[kind] = dict(zip(map(str, BACKLOGS), found, strict=True))
+        rows.append((kind, *(f"{one['claim_ms']:.1f} / {one['turns_ms']:.1f}" for one in found)))
+    print(table(("what waits", *(f"{backlog:,} waiting" for backlog in BACKLOGS)), rows))
+    print("claim / look for missing turns, ms, median of 30")
+    with a_database() as url:
+        seconds = asyncio.run(submitting(url, 10_000))
+    print(f"submit_many of 10,000 jobs: {seconds:.1f} s")
+    report("fleet claims", {"claims": results, "submit_10000_s": seconds})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=240)
     parser.add_argument("--clone-s", type=float, default=0.2)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--claims", action="store_true")
     parser.add_argument("--json")
     wanted = parser.parse_args()
     if server()[0] is None:
         sys.exit(server()[1])
     print(machine())
+    if wanted.claims:
+        claims()
+        return
     rows: list[Any] = []
     results: dict[str, Any] = {}
     for processes, accounts in [(1, 1), (4, 1), (4, 4)] if wanted.quick else [

@@ -11,7 +11,7 @@ import sys
 import threading
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -25,13 +25,17 @@ from clusters import shared_cluster, why_no_cluster
 from harness import wav
 
 from useapi_voice import CloneRequest, VoiceClient
+from useapi_voice._jobs import CancelChoice, Job
+from useapi_voice._replies import Refused
+from useapi_voice.stores import Gate, Ledger, _replica, postgres
+from useapi_voice.stores.postgres import PostgresStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _common import Server, sandbox_process
 
 __all__ = [
-    "CHILD", "SETTINGS", "Place", "Server", "Worker", "a_database", "ask", "on", "run_sql", "sandbox_process", "server",
-    "some_workers", "workers",
+    "CHILD", "SETTINGS", "Bench", "Place", "Server", "Worker", "a_database", "a_store", "ask", "database", "on",
+    "opened", "place", "run_sql", "sandbox_process", "server", "some_workers", "workers",
 ]  # fmt: skip
 
 SETTINGS: dict[str, Any] = {"clone_timeout_s": 3.0, "settle_after_s": 2.0}
@@ -194,3 +198,106 @@ class Place:
 def ask(name: str, **more: Any) -> CloneRequest:
     """Make a request."""
     return CloneRequest(voice_name=name, language_tag="English", samples=[wav()], **more)
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Give a database and a sandbox of two accounts in a process of its own."""
+    monkeypatch.setattr(postgres, "LEASE_MARGIN_S", 0.5)
+    monkeypatch.setattr(_replica, "POLL_S", 0.3)
+    options = getattr(request, "param", {"accounts": ["north", "south"], "clone_s": 0.2})
+    with a_database() as url, sandbox_process(**options) as server:
+        yield Place(url, server)
+
+
+class Bench:
+    """A desk whose queue does nothing by itself: what the store asks of it is noted, and the test answers."""
+
+    def __init__(self) -> None:
+        self.is_taking = True
+        self.waits_when_blocked = False
+        self.adopted: list[tuple[Job, str, float | None]] = []
+        self.ended: list[tuple[str, str | Refused]] = []
+        self.expected: set[str] = set()
+        self.heard: dict[str, Job] = {}
+        self.forgotten: list[str] = []
+        self.cancelled: list[tuple[str, str]] = []
+        self.heeded: dict[str, Gate] = {}
+        self.prepared: list[str] = []
+        self.gates: dict[str, float] = {}
+        self.found: list[str] = ["north"]
+        self._changed = asyncio.Event()
+
+    def _note(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        """Wait until something holds that the store brings about."""
+        while not holds():
+            await self._changed.wait()
+
+    async def discover(self) -> Sequence[str]:
+        return self.found
+
+    def adopt(self, job: Job, account: str, *, sent_ago_s: float | None, ledger: Ledger | None) -> None:
+        self.adopted.append((job, account, sent_ago_s))
+        self._note()
+
+    def end(self, job: Job, why: str | Refused) -> None:
+        self.ended.append((job.id, why))
+        self._note()
+
+    def waits_for(self) -> Sequence[str]:
+        return list(self.expected)
+
+    def has_ended(self, job: Job) -> None:
+        self.heard[job.id] = job
+        self.expected.discard(job.id)
+        self._note()
+
+    def was_forgotten(self, job_id: str) -> None:
+        self.forgotten.append(job_id)
+        self.expected.discard(job_id)
+        self._note()
+
+    def cancel(self, job_id: str, voice: CancelChoice) -> None:
+        self.cancelled.append((job_id, voice))
+        self._note()
+
+    def heed(self, account: str, gate: Gate) -> None:
+        self.heeded[account] = gate
+        self._note()
+
+    def gate_s(self, account: str) -> float:
+        return self.gates.get(account, 0.0)
+
+    async def prepare(self, job: Job, account: str) -> None:
+        self.prepared.append(job.id)
+        self._note()
+
+
+def a_store(url: str, bench: Bench | None = None, **options: Any) -> PostgresStore:
+    """Make a store on a database, with a desk if one is given."""
+    store = PostgresStore(url, **{"keep_s": 3600.0, "clone_timeout_s": 3.0, "settle_after_s": 2.0, **options})
+    if bench is not None:
+        store.attach(bench)
+    return store
+
+
+@asynccontextmanager
+async def opened(url: str, bench: Bench | None = None, **options: Any) -> AsyncIterator[PostgresStore]:
+    """Open a store, and close it in order."""
+    store = a_store(url, bench, **options)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """Give an empty database."""
+    with a_database() as url:
+        yield url

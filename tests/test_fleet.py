@@ -10,28 +10,17 @@ from __future__ import annotations
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
 
 import anyio
 import asyncpg
 import pytest
-from fleets import CHILD, Place, a_database, ask, run_sql, sandbox_process, workers
+from fleets import CHILD, Place, ask, place, run_sql, workers
 
 from useapi_voice import CloneCancelled, ConfigurationError, StoreError, VoiceClient, VoiceInfo
-from useapi_voice.stores import _replica, postgres
+
+__all__ = ["place"]
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """Give a database and a sandbox of two accounts in a process of its own."""
-    monkeypatch.setattr(postgres, "LEASE_MARGIN_S", 0.5)
-    monkeypatch.setattr(_replica, "POLL_S", 0.3)
-    options = getattr(request, "param", {"accounts": ["north", "south"], "clone_s": 0.2})
-    with a_database() as url, sandbox_process(**options) as server:
-        yield Place(url, server)
-
 
 ONE = pytest.mark.parametrize("place", [{"accounts": ["north"], "clone_s": 0.03}], indirect=True)
 LONG = pytest.mark.parametrize("place", [{"accounts": ["north", "south"], "clone_s": 1.0}], indirect=True)
@@ -255,7 +244,18 @@ async def test_no_password_is_shown(place: Place) -> None:
 
 async def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Making a client on a fleet says what to install; everything else works without it."""
-    for name in ("postgres", "_claims", "_database", "_listener", "_replica", "_schema", "_seats", "_turns", "_writer"):
+    for name in (
+        "postgres",
+        "_claims",
+        "_contents",
+        "_database",
+        "_listener",
+        "_replica",
+        "_schema",
+        "_seats",
+        "_turns",
+        "_writer",
+    ):
         monkeypatch.delitem(sys.modules, f"useapi_voice.stores.{name}")
     monkeypatch.delattr("useapi_voice.stores.postgres")
     monkeypatch.setitem(sys.modules, "asyncpg", None)

@@ -235,9 +235,14 @@ async def test_what_an_announcement_notes_is_announced_too(
     assert sorted(told) == ["0 to go", "1 to go", "2 to go", "another"]
 
 
-async def test_a_commit_whose_answer_was_lost_is_taken_back(server: Server) -> None:
+async def test_a_commit_whose_answer_was_lost_is_taken_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The submitter was told that nothing was kept, so nothing is made; under a key, it is made once."""
     armed: set[bytes] = set()
+
+    async def leave_it(store: postgres.PostgresStore) -> None:
+        """So that all commits are of what is submitted."""
+
+    monkeypatch.setattr(postgres.PostgresStore, "tidy", leave_it)
 
     def watch(data: bytes) -> Fate:
         if b"COMMIT" in data and armed:

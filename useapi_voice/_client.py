@@ -91,6 +91,8 @@ class VoiceClient:
             it.
             `postgresql://user:password@host/database` is a fleet: any number of processes on any number of hosts
             share the jobs, and each account's cap (extra `postgres`).
+        sample_directory: In a fleet, a directory on a disk that all its hosts share, where samples are kept while jobs
+            need them, instead of in the database. All processes must name the same; it belongs to this fleet alone.
         resume: Whether entering goes on with the jobs that the store holds; `False` only to look at them.
         work: In a fleet, whether this client works on jobs, or only submits them and waits for what others make.
         http_client: Your own `httpx.AsyncClient` (proxy, certificates, HTTP/2). It is neither changed nor closed. Its
@@ -125,6 +127,7 @@ class VoiceClient:
         accounts: Sequence[str] | None = None,
         max_parallel: int = 2,
         store: str | os.PathLike[str] | None = None,
+        sample_directory: str | os.PathLike[str] | None = None,
         resume: bool = True,
         work: bool = True,
         http_client: httpx.AsyncClient | None = None,
@@ -154,6 +157,7 @@ class VoiceClient:
         )
         self._accounts = given.taken(lambda: _check_accounts(accounts), None)
         self._store = given.taken(lambda: _check_store(store), None)
+        self._sample_directory = given.taken(lambda: _check_sample_directory(sample_directory, self._store), None)
         store = None  # a URL holds a password
         self._http_client = given.taken(lambda: _check_http_client(http_client), None)
         self._settings = Settings(
@@ -237,6 +241,7 @@ class VoiceClient:
                 settle_after_s=settings.settle_after_s,
                 accounts=self._accounts,
                 max_parallel=settings.max_parallel,
+                sample_directory=self._sample_directory,
                 work=self._work,
             )
             return fleet
@@ -739,6 +744,20 @@ def _check_store(store: str | os.PathLike[str] | None) -> str | _Url | None:
         raise ConfigurationError("store names no file: to keep jobs in memory, leave it out")
     if not path:
         raise ConfigurationError("store is empty: give the path of a file, or leave it out")
+    return path
+
+
+def _check_sample_directory(directory: str | os.PathLike[str] | None, store: str | _Url | None) -> str | None:
+    if directory is None:
+        return None
+    if not isinstance(store, _Url):
+        raise ConfigurationError(
+            "sample_directory is where the processes of a fleet share their samples: give it with "
+            "store='postgresql://...', or leave it out"
+        )
+    path = os.fspath(directory)
+    if not path:
+        raise ConfigurationError("sample_directory is empty: give a path, or leave it out")
     return path
 
 

@@ -142,8 +142,7 @@ class CloneJob:
             QueueClosed: It has not ended, and this client does not work on it.
         """
         job = self._job
-        if job.outcome is None and not self._queue.is_at(job):
-            raise QueueClosed(NOT_OURS)
+        self._check_awaited()
         if job.outcome is None:
             finished = anyio.Event()
             job.watch(finished.set)
@@ -152,6 +151,11 @@ class CloneJob:
             finally:
                 job.unwatch(finished.set)
         return job.state
+
+    def _check_awaited(self) -> None:
+        """Raise `QueueClosed` if nobody would say how it ends."""
+        if self._job.outcome is None and not self._queue.is_at(self._job):
+            raise QueueClosed(NOT_OURS)
 
     def cancel(self, *, voice: CancelChoice = "keep") -> Awaitable[JobState]:
         """
@@ -211,6 +215,7 @@ async def in_order_of_completion(jobs: Iterable[CloneJob]) -> AsyncIterator[Clon
     ended.extend(job.id for job in done)
     for job_id, job in pending.items():
         if not job.done():
+            job._check_awaited()
             job._job.watch(notes[job_id])
     try:
         while pending:

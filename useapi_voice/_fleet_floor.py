@@ -123,11 +123,12 @@ class FleetFloor(Floor):
 
     def follow(self, job: Job) -> bool:
         """Have a job that was merely listed hear of its end; return whether it will."""
-        if job.is_settled:
-            return False
         known = self.expect(job)
         if known is not job:
             known.watch(partial(_copy_ending, known, job))
+        else:
+            # It may have ended since it was looked up, and nobody would say so again.
+            self._fleet.look_for(job.id)
         return True
 
     def has_ended(self, job: Job) -> None:

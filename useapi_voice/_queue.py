@@ -429,8 +429,9 @@ class CloneQueue:
 
     def is_at(self, job: Job) -> bool:
         """Whether this process works on it, or will hear of its end."""
-        if job.id in self.registry.jobs or job.state in TERMINAL_STATES:
+        if self.registry.jobs.get(job.id) is job or job.state in TERMINAL_STATES:
             return True
+        # It may be a copy that was looked up, even of one that this process works on.
         return self._tasks is not None and self.registry.floor.follow(job)
 
     # --- accounts ----------------------------------------------------------------------------------------------------

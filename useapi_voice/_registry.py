@@ -135,6 +135,8 @@ class Registry:
 
     def cancel(self, job: Job, voice: CancelChoice) -> None:
         """End a job that was not sent; else remember that it is unwanted until the truth is known."""
+        # It may be a copy that was looked up.
+        job = self.jobs.get(job.id, job)
         if job.is_settled:
             return
         if job.id not in self.jobs:

@@ -80,6 +80,28 @@ def test_a_lost_replica_is_named(url: str) -> None:
     assert "near:8 is" not in text
 
 
+def test_where_samples_are_is_decided_anew_when_nothing_depends_on_it(url: str) -> None:
+    """While a replica runs or a job needs a sample it stays; then the next replica decides."""
+    assert fleet(url, "init")[0] == 0
+    run_sql(
+        url,
+        "UPDATE useapi_voice.settings SET samples_in = 'directory'",
+        "INSERT INTO useapi_voice.samples (sha256) VALUES ('a')",
+        "INSERT INTO useapi_voice.replicas (id, host, pid, works) VALUES ('one', 'here', 1, true)",
+        "INSERT INTO useapi_voice.jobs (seq, id, state, priority, voice_name, payload, attempts, shas) "
+        "VALUES (1, 'one', 'queued', 0, 'Ann', '{}', 0, '{a}')",
+    )
+    code, told = fleet(url, "samples", "reset")
+    assert (code, "1 replicas run" in told) == (2, True)
+    run_sql(url, "UPDATE useapi_voice.replicas SET seen_at = now() - interval '1 minute'")
+    code, told = fleet(url, "samples", "reset")
+    assert (code, "1 jobs need their samples" in told) == (2, True)
+    run_sql(url, "DELETE FROM useapi_voice.jobs")
+    assert fleet(url, "samples", "reset")[0] == 0
+    assert run_sql(url, "SELECT samples_in FROM useapi_voice.settings")[0][0]["samples_in"] is None
+    assert run_sql(url, "SELECT * FROM useapi_voice.samples") == [[]]
+
+
 def test_a_fleet_must_be_named(url: str) -> None:
     """Without a URL, or with one of something else, the variable is named; with a wrong one, no password is shown."""
     assert fleet("", "status")[0] == 2

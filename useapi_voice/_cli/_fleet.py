@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..stores._database import Address
 
 VARIABLE: Final = "USEAPI_VOICE_STORE"
+_LATELY_S: Final = 15.0
+"""A replica that was seen since then runs: each says so every few seconds, and signs out when it ends in order."""
 
 fleet_app = typer.Typer(
     help="Look after a fleet: many processes that share one PostgreSQL database.",
@@ -26,6 +28,8 @@ fleet_app = typer.Typer(
 )
 accounts_app = typer.Typer(help="See and change a fleet's accounts and cap.", epilog=EPILOG, no_args_is_help=True)
 fleet_app.add_typer(accounts_app, name="accounts")
+samples_app = typer.Typer(help="Change where a fleet keeps its samples.", epilog=EPILOG, no_args_is_help=True)
+fleet_app.add_typer(samples_app, name="samples")
 
 # A password on a command line is seen by every user of the machine.
 Url = Annotated[
@@ -61,6 +65,16 @@ def accounts_set(
 ) -> None:
     """Change the accounts or the cap; refused while any clone is in progress. Restart the replicas with the same."""
     run(_set, store, tuple(names or ()), max_parallel, debug=debug)
+
+
+@samples_app.command("reset", epilog=EPILOG)
+def samples_reset(store: Url = "", debug: Debug = False) -> None:  # noqa: FBT002 - as above
+    """
+    Let the next replica decide where samples are kept: in its `sample_directory`, or in the database.
+
+    Refused while a replica runs, or a job needs a sample.
+    """
+    run(_reset_samples, store, debug=debug)
 
 
 @asynccontextmanager
@@ -185,6 +199,26 @@ async def _list(url: str, json: bool) -> ExitCode:  # noqa: FBT001 - as `run` ha
         put(f"# {settings['cap']} clones at a time on each of:")
         for name in settings["accounts"] or ():
             put(name or "(only)")
+    return ExitCode.OK
+
+
+async def _reset_samples(url: str) -> ExitCode:
+    async with _connected(url) as connection:
+        from ..stores import _fleet_sql as sql
+
+        async with connection.transaction():
+            await connection.fetchrow(sql.SETTINGS)
+            running = [row for row in await connection.fetch(sql.REPLICAS) if row["seen_ago_s"] < _LATELY_S]
+            if running:
+                message = f"{len(running)} replicas run: stop them, wait for {_LATELY_S:.0f} s, and try again."
+                raise CliError(ExitCode.USAGE, message)
+            waiting = await connection.fetchval(sql.NEED_SAMPLES)
+            if waiting:
+                message = f"{waiting} jobs need their samples: let the fleet run dry, and try again."
+                raise CliError(ExitCode.USAGE, message)
+            await connection.execute(sql.FORGET_SAMPLES)
+            await connection.execute(sql.SET_SAMPLES_IN, None)
+    put("Changed. Start all replicas with the same sample_directory, or all without one.")
     return ExitCode.OK
 
 

@@ -255,6 +255,9 @@ class SharedStore(JobStore, Protocol):
     def cancel(self, job: Job, voice: CancelChoice) -> None:
         """Cancel a job that this process does not work on."""
 
+    def look_for(self, job_id: str) -> None:
+        """Somebody waits for this job from now on: tell how it ended, should it have."""
+
     async def ledger(self, account: str) -> Ledger:
         """Return whose voices an account has. Raises `StoreError` where it cannot be read."""
         ...

@@ -7,7 +7,7 @@ Whoever claims for an account holds its row, so that the look at its names and p
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,8 +69,7 @@ async def claim(store: PostgresStore, desk: Desk, account: str, seat: int, here:
             return Claim(wait_s=float("inf"))
         if (wait_s := max(gate["wait_s"], desk.gate_s(account))) > 0:
             return Claim(wait_s=wait_s)
-        has_nameless = any(not row["account"] for row in gates)
-        if not await _has_room(store, connection, account, gate, has_nameless=has_nameless):
+        if not await _has_room(store, connection, gate, [row["account"] for row in gates]):
             return Claim()
         row = await connection.fetchrow(sql.CLAIM, account, seat, store.owner, gate["serves_pool"])
         return Claim() if row is None else Claim(store.decode_claimed(row), serves_pool=gate["serves_pool"])
@@ -94,12 +93,11 @@ async def _inherit(store: PostgresStore, connection: Connection, left: Any, seat
     return None
 
 
-async def _has_room(
-    store: PostgresStore, connection: Connection, account: str, gate: Any, *, has_nameless: bool
-) -> bool:
-    occupied = {row["account"]: row["count"] for row in await connection.fetch(sql.OCCUPIED)}
-    own = occupied.pop(account, 0)
-    # The nameless account may be any of the others, so their places count as its own.
-    others = max(occupied.values(), default=0) if not account else occupied.get("", 0) if has_nameless else 0
+async def _has_room(store: PostgresStore, connection: Connection, gate: Any, accounts: Sequence[str]) -> bool:
+    """Whether the account has a place free; the others are those whose places count as its own."""
+    # The nameless account may be any of the others: with it all of them are here, and it is with each of them.
+    occupied = {row["account"]: row["count"] for row in await connection.fetch(sql.OCCUPIED, accounts)}
+    own = occupied.pop(gate["account"], 0)
+    others = max(occupied.values(), default=0)
     limit = store.cap if gate["limit_now"] is None else min(gate["limit_now"], store.cap)
     return int(own) + int(others) < limit

@@ -52,6 +52,11 @@ NO_SESSION: Final = (
 )
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether the fault is the connection's, not that of what was asked: the driver says both with one class."""
+    return isinstance(error, AWAY) and not isinstance(error, ValueError)
+
+
 class Address:
     """Where the database is. Its URL holds a password, and is shown nowhere."""
 
@@ -106,7 +111,7 @@ class Address:
             remedy = "check its certificate, and sslmode and sslrootcert of its URL"
         elif isinstance(error, TimeoutError):
             remedy = "can it be reached from here, and has it, or a pooler in between, a connection left?"
-        elif isinstance(error, AWAY):
+        elif is_away(error):
             remedy = "is PostgreSQL running, and can it be reached from here?"
         else:
             remedy = "this was not expected"

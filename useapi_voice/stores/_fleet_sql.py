@@ -110,8 +110,35 @@ _TO_VERSION_1: Final = (
     )
     """,
 )
-# So that who looks at a fleet can tell for how long the seats of a lost replica are kept.
-_TO_VERSION_2: Final = ("ALTER TABLE useapi_voice.replicas ADD COLUMN lease_s double precision",)
+# Samples may be files of a directory that carries the fleet's mark; rows have no content then. Jobs that wait for an
+# account have an index of their own, in which their order is that of the claims, and so have those that wait for any:
+# `pinned IS NULL` orders no index. `lease_s` tells who looks at a fleet for how long a lost replica's seats are kept.
+# A replica of version 1 may still be at work.
+_TO_VERSION_2: Final = (
+    "ALTER TABLE useapi_voice.settings ADD COLUMN mark text NOT NULL DEFAULT gen_random_uuid()::text",
+    "ALTER TABLE useapi_voice.settings ADD COLUMN samples_in text",
+    "ALTER TABLE useapi_voice.settings ADD COLUMN tidied_at timestamptz NOT NULL DEFAULT 'epoch'",
+    "UPDATE useapi_voice.settings SET samples_in = 'database' WHERE cap IS NOT NULL",
+    "ALTER TABLE useapi_voice.samples ALTER COLUMN content DROP NOT NULL",
+    "ALTER TABLE useapi_voice.samples ADD COLUMN size_bytes bigint",
+    "UPDATE useapi_voice.samples SET size_bytes = octet_length(content)",
+    "ALTER TABLE useapi_voice.jobs ADD COLUMN claimed_at timestamptz",
+    "DROP INDEX useapi_voice.jobs_waiting",
+    """
+    CREATE INDEX jobs_pinned ON useapi_voice.jobs (pinned, priority DESC, seq)
+    WHERE state = 'queued' AND owner IS NULL AND pinned IS NOT NULL
+    """,
+    """
+    CREATE INDEX jobs_pooled ON useapi_voice.jobs (priority DESC, seq)
+    WHERE state = 'queued' AND owner IS NULL AND pinned IS NULL
+    """,
+    """
+    CREATE INDEX jobs_cancelling ON useapi_voice.jobs (owner)
+    WHERE cancelling IS NOT NULL AND settled_at IS NULL
+    """,
+    "CREATE INDEX jobs_in_progress ON useapi_voice.jobs (account) WHERE state IN ('sent', 'in_doubt')",
+    "ALTER TABLE useapi_voice.replicas ADD COLUMN lease_s double precision",
+)
 MIGRATIONS: Final[tuple[Sequence[str], ...]] = (_TO_VERSION_1, _TO_VERSION_2)
 """What leads from each version of the schema to the next. Only ever added to."""
 
@@ -148,13 +175,14 @@ ADD: Final = """
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,
         now() + make_interval(secs => $12), now() + make_interval(secs => $13))
 """
-ADD_SAMPLE: Final = """
-    INSERT INTO useapi_voice.samples (sha256, content) VALUES ($1, $2)
-    ON CONFLICT (sha256) DO UPDATE SET touched_at = now()
+# Locks the rows, in one order, so that no sweep drops them between this and the commit of the jobs that need them.
+TOUCH_SAMPLES: Final = """
+    WITH held AS (
+        SELECT sha256 FROM useapi_voice.samples WHERE sha256 = ANY($1) ORDER BY sha256 FOR UPDATE
+    )
+    UPDATE useapi_voice.samples SET touched_at = clock_timestamp() FROM held WHERE samples.sha256 = held.sha256
+    RETURNING samples.sha256
 """
-# Locks the row, so that no sweep drops it between this and the commit of the job that needs it.
-TOUCH_SAMPLE: Final = "UPDATE useapi_voice.samples SET touched_at = now() WHERE sha256 = $1 RETURNING true"
-SAMPLE: Final = "SELECT content FROM useapi_voice.samples WHERE sha256 = $1"
 # Jobs whose caller went away while they were being added; one that somebody has claimed meanwhile is cancelled.
 TAKE_BACK: Final = "DELETE FROM useapi_voice.jobs WHERE id = ANY($1) AND state = 'queued' AND owner IS NULL"
 ASK_TO_CANCEL: Final = f"""
@@ -225,7 +253,9 @@ _GATE: Final = """
 # the nameless account, which may be any of the others, their rows go together, in one order.
 LOCK_GATE: Final = f"{_GATE} WHERE account IN ($1, '') ORDER BY account FOR UPDATE"
 LOCK_ALL_GATES: Final = f"{_GATE} ORDER BY account FOR UPDATE"
-OCCUPIED: Final = "SELECT account, count(*) FROM useapi_voice.jobs WHERE seat IS NOT NULL GROUP BY account"
+OCCUPIED: Final = """
+    SELECT account, count(*) FROM useapi_voice.jobs WHERE account = ANY($1) AND seat IS NOT NULL GROUP BY account
+"""
 ON_SEAT: Final = f"SELECT owner, {_EXTRA} FROM useapi_voice.jobs WHERE account = $1 AND seat = $2"
 # What lies on another seat that no turn holds: its owner left in order, and the next turn need not be of that seat.
 ORPHAN: Final = f"""
@@ -241,15 +271,20 @@ RELEASE: Final = "UPDATE useapi_voice.jobs SET seat = NULL, owner = NULL, accoun
 TAKE_OVER: Final = "UPDATE useapi_voice.jobs SET owner = $2, seat = $3 WHERE id = $1"
 
 
+# Said to the planner, which may know nothing of the tables yet: an account has few seats, so there is little to see.
+# It is not told that names are compared: where it knows that all jobs have one name, it would rather sort them all.
+_MOST_SEATS: Final = 8
+
+
 def _waiting(where: str, account: str) -> str:
     """The most urgent eligible job; never one whose name is in progress on the account (rule 2 of the schedule)."""
     return f"""
         SELECT waiting.seq, waiting.priority FROM useapi_voice.jobs waiting
         WHERE waiting.state = 'queued' AND waiting.owner IS NULL AND {where}
-        AND NOT EXISTS (
-            SELECT FROM useapi_voice.jobs other
-            WHERE other.account = {account} AND other.seat IS NOT NULL AND other.voice_name = waiting.voice_name
-        )
+        AND array_position(ARRAY(
+            SELECT seated.voice_name FROM useapi_voice.jobs seated
+            WHERE seated.account = {account} AND seated.seat IS NOT NULL LIMIT {_MOST_SEATS}
+        ), waiting.voice_name) IS NULL
         ORDER BY waiting.priority DESC, waiting.seq
     """
 
@@ -277,26 +312,36 @@ PEEK: Final = f"""
     )
     ORDER BY priority DESC, seq
 """
-# Jobs that are to end without being sent: cancelled, out of time, or such that no account can serve them.
+# Jobs that are to end without being sent: cancelled, out of time, or such that no account can serve them. Who asks to
+# cancel again, because no answer came, may have claimed the job before.
 CLAIM_TO_CANCEL: Final = f"""
-    UPDATE useapi_voice.jobs SET owner = $2 WHERE id = $1 AND state = 'queued' AND owner IS NULL RETURNING {_EXTRA}
+    UPDATE useapi_voice.jobs SET owner = $2, claimed_at = now()
+    WHERE id = $1 AND state = 'queued' AND (owner IS NULL OR ($3 AND owner = $2 AND seat IS NULL))
+    RETURNING {_EXTRA}
 """
 CLAIM_EXPIRED: Final = f"""
-    UPDATE useapi_voice.jobs SET owner = $1 WHERE seq IN (
+    UPDATE useapi_voice.jobs SET owner = $1, claimed_at = now() WHERE seq IN (
         SELECT seq FROM useapi_voice.jobs
         WHERE state = 'queued' AND owner IS NULL AND LEAST(queue_deadline_at, deadline_at) <= now()
-        LIMIT 200 FOR UPDATE SKIP LOCKED
+        LIMIT $2 FOR UPDATE SKIP LOCKED
     )
     RETURNING {_EXTRA}
 """
-CLAIM_BLOCKED: Final = f"""
-    UPDATE useapi_voice.jobs SET owner = $1 WHERE seq IN (
-        SELECT seq FROM useapi_voice.jobs
-        WHERE state = 'queued' AND owner IS NULL AND pinned IS NOT DISTINCT FROM $2
-        ORDER BY seq LIMIT 200 FOR UPDATE SKIP LOCKED
-    )
-    RETURNING {_EXTRA}
-"""
+
+
+def _blocked(where: str, most: str) -> str:
+    return f"""
+        UPDATE useapi_voice.jobs SET owner = $1, claimed_at = now() WHERE seq IN (
+            SELECT seq FROM useapi_voice.jobs
+            WHERE state = 'queued' AND owner IS NULL AND {where}
+            ORDER BY priority DESC, seq LIMIT {most} FOR UPDATE SKIP LOCKED
+        )
+        RETURNING {_EXTRA}
+    """
+
+
+CLAIM_BLOCKED: Final = _blocked("pinned = $3", "$2")
+CLAIM_BLOCKED_POOL: Final = _blocked("pinned IS NULL", "$2")
 
 # --- turns -----------------------------------------------------------------------------------------------------------
 
@@ -310,8 +355,9 @@ MISSING_TURNS: Final = f"""
             SELECT gate.account, gate.ordinal, LEAST(coalesce(gate.limit_now, $1), $1) AS room,
                 (SELECT count(*) FROM useapi_voice.pgqueuer turn
                  WHERE turn.entrypoint = '{TURN_PREFIX}' || gate.account) AS turns,
-                (SELECT count(*) FROM useapi_voice.jobs seated
-                 WHERE seated.account = gate.account AND seated.seat IS NOT NULL) AS seated,
+                (SELECT count(*) FROM (
+                    SELECT FROM useapi_voice.jobs WHERE account = gate.account AND seat IS NOT NULL LIMIT {_MOST_SEATS}
+                 ) seats) AS seated,
                 gate.closed_by IS NULL AND gate.pause_until <= now() AS is_open
             FROM useapi_voice.accounts gate
         ) known
@@ -324,9 +370,9 @@ MISSING_TURNS: Final = f"""
         AND (
             known.seated > known.turns
             OR (known.is_open AND known.turns < known.room AND (
-                EXISTS ({_waiting("waiting.pinned = known.account", "known.account")} LIMIT 1)
+                EXISTS (SELECT FROM ({_waiting("waiting.pinned = known.account", "known.account")} LIMIT 1) own)
                 OR (known.ordinal IS NOT NULL
-                    AND EXISTS ({_waiting("waiting.pinned IS NULL", "known.account")} LIMIT 1))
+                    AND EXISTS (SELECT FROM ({_waiting("waiting.pinned IS NULL", "known.account")} LIMIT 1) pooled))
             ))
         )
     ) found
@@ -348,8 +394,9 @@ HELD_SEATS: Final = f"""
 
 # --- accounts --------------------------------------------------------------------------------------------------------
 
-SETTINGS: Final = "SELECT cap, accounts FROM useapi_voice.settings FOR UPDATE"
-READ_SETTINGS: Final = "SELECT cap, accounts FROM useapi_voice.settings"
+READ_SETTINGS: Final = "SELECT cap, accounts, samples_in, mark FROM useapi_voice.settings"
+SETTINGS: Final = f"{READ_SETTINGS} FOR UPDATE"
+SET_SAMPLES_IN: Final = "UPDATE useapi_voice.settings SET samples_in = $1"
 SET_CAP: Final = "UPDATE useapi_voice.settings SET cap = $1"
 SET_ACCOUNTS: Final = "UPDATE useapi_voice.settings SET accounts = $1"
 LEAVE_POOL: Final = "UPDATE useapi_voice.accounts SET ordinal = NULL"
@@ -386,10 +433,9 @@ OPENED: Final = f"""
 # Not while a clone of the account is in progress or in doubt: the list may hold its voice, which would be overlooked.
 KEEP_BASELINE: Final = """
     INSERT INTO useapi_voice.accounts (account, baseline)
-    SELECT $1, $2 WHERE NOT EXISTS (
-        SELECT FROM useapi_voice.jobs
-        WHERE account = $1 AND (state IN ('sent', 'in_doubt') OR (seat IS NOT NULL AND sent_at IS NOT NULL))
-    )
+    SELECT $1, $2
+    WHERE NOT EXISTS (SELECT FROM useapi_voice.jobs WHERE account = $1 AND state IN ('sent', 'in_doubt'))
+    AND NOT EXISTS (SELECT FROM useapi_voice.jobs WHERE account = $1 AND seat IS NOT NULL AND sent_at IS NOT NULL)
     ON CONFLICT (account) DO UPDATE SET baseline = excluded.baseline
 """
 BASELINE: Final = "SELECT baseline FROM useapi_voice.accounts WHERE account = $1"
@@ -425,6 +471,38 @@ UPLOAD_FAILED: Final = """
 DROP_UPLOADING: Final = "DELETE FROM useapi_voice.uploads WHERE uploader = $1 AND file_id IS NULL"
 FORGET_UPLOADS: Final = "DELETE FROM useapi_voice.uploads WHERE account = $1 AND file_id = ANY($2)"
 
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+WHICH_SAMPLES: Final = "SELECT sha256 FROM useapi_voice.samples WHERE sha256 = ANY($1)"
+ADD_SAMPLE: Final = """
+    INSERT INTO useapi_voice.samples (sha256, size_bytes, content) VALUES ($1, $2, $3)
+    ON CONFLICT (sha256) DO UPDATE SET touched_at = clock_timestamp()
+"""
+SAMPLE: Final = "SELECT content FROM useapi_voice.samples WHERE sha256 = $1"
+_IS_NEEDED: Final = """
+    EXISTS (SELECT FROM useapi_voice.jobs WHERE settled_at IS NULL AND shas @> ARRAY[samples.sha256])
+"""
+OLD_SAMPLES: Final = f"""
+    SELECT sha256 FROM useapi_voice.samples
+    WHERE touched_at < now() - make_interval(secs => $1) AND NOT {_IS_NEEDED}
+    ORDER BY sha256 LIMIT 5000 FOR UPDATE SKIP LOCKED
+"""
+DROP_SAMPLES: Final = f"""
+    DELETE FROM useapi_voice.samples WHERE sha256 = ANY($1) AND NOT {_IS_NEEDED} RETURNING sha256
+"""
+# Files without a row get one for as long as they are dropped, so that nobody adds a job with them meanwhile.
+UNKNOWN_SAMPLES: Final = """
+    SELECT name FROM unnest($1::text[]) name
+    WHERE NOT EXISTS (SELECT FROM useapi_voice.samples WHERE sha256 = name) ORDER BY name LIMIT 1000
+"""
+HOLD_UNKNOWN: Final = """
+    INSERT INTO useapi_voice.samples (sha256) SELECT name FROM unnest($1::text[]) name ORDER BY name
+    ON CONFLICT (sha256) DO NOTHING RETURNING sha256
+"""
+LET_GO_UNKNOWN: Final = "DELETE FROM useapi_voice.samples WHERE sha256 = ANY($1)"
+NEED_SAMPLES: Final = "SELECT count(*) FROM useapi_voice.jobs WHERE settled_at IS NULL AND shas <> '{}'"
+FORGET_SAMPLES: Final = "DELETE FROM useapi_voice.samples"
+
 # --- replicas, and what is swept -------------------------------------------------------------------------------------
 
 SEEN: Final = """
@@ -441,6 +519,16 @@ REPLICAS: Final = """
     FROM useapi_voice.replicas ORDER BY started_at
 """
 DEPTH: Final = "SELECT state, pinned, count(*) FROM useapi_voice.jobs GROUP BY state, pinned ORDER BY state, pinned"
+# One replica at a time tidies up for all.
+WANTS_TIDYING: Final = """
+    UPDATE useapi_voice.settings SET tidied_at = now() WHERE tidied_at < now() - make_interval(secs => $1)
+    RETURNING true
+"""
+# Jobs that this replica claimed in order to end them, and whose claim it never heard of.
+LET_GO_MINE: Final = """
+    UPDATE useapi_voice.jobs SET owner = NULL
+    WHERE owner = $1 AND state = 'queued' AND seat IS NULL AND claimed_at < now() - make_interval(secs => $2)
+"""
 # Jobs that somebody claimed in order to end them, and died.
 LET_GO: Final = """
     UPDATE useapi_voice.jobs SET owner = NULL
@@ -452,12 +540,6 @@ DROP_OLD: Final = """
     DELETE FROM useapi_voice.jobs WHERE seq IN (
         SELECT seq FROM useapi_voice.jobs
         WHERE settled_at < now() - make_interval(secs => $1) AND seat IS NULL LIMIT 5000
-    )
-"""
-DROP_SAMPLES: Final = """
-    DELETE FROM useapi_voice.samples
-    WHERE touched_at < now() - make_interval(secs => $1) AND NOT EXISTS (
-        SELECT FROM useapi_voice.jobs WHERE settled_at IS NULL AND shas @> ARRAY[samples.sha256]
     )
 """
 DROP_REPLICAS: Final = "DELETE FROM useapi_voice.replicas WHERE seen_at < now() - interval '1 day'"

@@ -81,7 +81,8 @@ class Listener:
         """Let go of a connection whose other end is gone without a word: one that only listens would never know."""
         try:
             await self._connection.execute("SELECT", timeout=PROBE_ANSWER_S)
-        except (asyncpg.PostgresError, *AWAY):
+        except (asyncpg.PostgresError, *AWAY) as error:
+            logger.warning("%s", self._database.address.explain("listening", error))
             self._connection.terminate()
 
     def stop(self) -> None:

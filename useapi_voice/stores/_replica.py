@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import StoreError
@@ -39,6 +40,8 @@ OVERLAP_S: Final = 15.0
 STOP_S: Final = 5.0
 """How long stopping waits for turns to be handed back."""
 MOST_TURNS: Final = 1_000
+ENDED_AT_ONCE: Final = 200
+"""Jobs that are claimed in order to end them."""
 
 
 class Replica:
@@ -143,7 +146,7 @@ class Replica:
         kind, _, name = told.partition(":")
         match kind:
             case "o":
-                self._ended.add(name)
+                self.look_for(name)
             case "c":
                 self._wants_cancels = True
             case "a":
@@ -154,6 +157,11 @@ class Replica:
             case _:
                 # Of a newer version.
                 return
+        self._news.set()
+
+    def look_for(self, job_id: str) -> None:
+        """Look whether this job has ended."""
+        self._ended.add(job_id)
         self._news.set()
 
     def _has_returned(self) -> None:
@@ -171,6 +179,8 @@ class Replica:
             try:
                 await self._act_once()
             except StoreError as error:
+                # The poll looks at all the rest every time.
+                self._wants_look = True
                 logger.debug("news must wait: %s", error)
                 await asyncio.sleep(GATHER_S)
             if self._wants_turns:
@@ -181,8 +191,7 @@ class Replica:
 
     async def _act_once(self) -> None:
         ended, self._ended = self._ended, set()
-        if ended:
-            await self._look_for_endings(ended)
+        await self._look_for_endings(ended)
         if self._wants_cancels:
             self._wants_cancels = False
             await self._heed_cancels()
@@ -204,7 +213,7 @@ class Replica:
             async with self._store.database.reading("reading what is cancelled") as connection:
                 rows = await connection.fetch(sql.CANCELLING, self._store.owner)
             for row in rows:
-                if self.seats.has(row["id"]):
+                if self.seats.work_on(row["id"]) is not None:
                     self._desk.cancel(row["id"], row["cancelling"])
 
     async def _heed_accounts(self) -> None:
@@ -239,9 +248,13 @@ class Replica:
 
     async def _poll_once(self) -> None:
         await self._store.seen()
-        is_long = self._wants_look or self._polls % TIDY_EVERY == 0
-        self._wants_look = False
-        await self._catch_up(is_long=is_long)
+        if self._polls % TIDY_EVERY == 0:
+            self._wants_look = True
+        if self._wants_look:
+            await self._look_for_all()
+            self._wants_look = False
+        else:
+            await self._look_for_late_endings()
         await self._end_expired()
         await self._heed_cancels()
         if self._store.works:
@@ -251,39 +264,49 @@ class Replica:
         if self._polls % TIDY_EVERY == 1:
             await self._store.tidy()
 
-    async def _catch_up(self, *, is_long: bool) -> None:
-        waits = self._desk.waits_for()
-        if not waits:
-            return
-        if is_long:
-            await self._look_for_endings(set(waits))
-            waits = self._desk.waits_for()
+    async def _look_for_all(self) -> None:
+        """Look for all jobs that somebody waits for: how they ended, and whether they are there at all."""
+        await self._look_for_endings(set(self._desk.waits_for()))
+        waits = [job_id for job_id in self._desk.waits_for() if not self._store.is_adding(job_id)]
+        if waits:
             await self._store.flush()
             async with self._store.database.reading("looking for jobs") as connection:
-                gone = [row["wanted"] for row in await connection.fetch(sql.GONE, list(waits))]
+                gone = [row["wanted"] for row in await connection.fetch(sql.GONE, waits)]
             for job_id in gone:
                 self._desk.was_forgotten(job_id)
-        else:
+
+    async def _look_for_late_endings(self) -> None:
+        if self._desk.waits_for():
             async with self._store.database.reading("looking for endings") as connection:
                 rows = await connection.fetch(sql.ENDED_SINCE, OVERLAP_S)
             await self._look_for_endings({row["id"] for row in rows})
 
+    async def _claim_to_end(self, query: str, *args: Any) -> AsyncGenerator[Any, None]:
+        """Yield all jobs that are to end without being sent, as many at a time as are ended with one commit."""
+        while True:
+            async with self._store.database.reading("looking for jobs that are to end") as connection:
+                rows = await connection.fetch(query, self._store.owner, ENDED_AT_ONCE, *args)
+            for row in rows:
+                yield row
+            if len(rows) < ENDED_AT_ONCE:
+                return
+            await self._store.flush()
+
     async def _end_expired(self) -> None:
-        async with self._store.database.reading("looking for jobs out of time") as connection:
-            rows = await connection.fetch(sql.CLAIM_EXPIRED, self._store.owner)
-        for row in rows:
-            is_deadline = row["deadline_s"] is not None and row["deadline_s"] <= 0
-            self._desk.end(self._store.decode_claimed(row), "deadline_s" if is_deadline else "queue_timeout_s")
+        async with aclosing(self._claim_to_end(sql.CLAIM_EXPIRED)) as rows:
+            async for row in rows:
+                is_deadline = row["deadline_s"] is not None and row["deadline_s"] <= 0
+                self._desk.end(self._store.decode_claimed(row), "deadline_s" if is_deadline else "queue_timeout_s")
 
     async def _end_blocked(self) -> None:
         """Refuse the jobs that no account can serve, unless they are to wait."""
         if self._desk.waits_when_blocked or not self._desk.is_taking:
             return
         for pinned, refused in _blocked(await self._store.gates()):
-            async with self._store.database.reading("looking for jobs that nobody can serve") as connection:
-                rows = await connection.fetch(sql.CLAIM_BLOCKED, self._store.owner, pinned)
-            for row in rows:
-                self._desk.end(self._store.decode_claimed(row), refused)
+            query = (sql.CLAIM_BLOCKED_POOL,) if pinned is None else (sql.CLAIM_BLOCKED, pinned)
+            async with aclosing(self._claim_to_end(*query)) as rows:
+                async for row in rows:
+                    self._desk.end(self._store.decode_claimed(row), refused)
 
 
 def _blocked(gates: dict[str, Gate]) -> list[tuple[str | None, Refused]]:

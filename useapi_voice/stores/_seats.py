@@ -29,19 +29,51 @@ LINGER_S: Final = 1.0
 AHEAD: Final = 2
 """Jobs whose samples go up while others clone."""
 LOOK_AGAIN_S: Final = 0.5
-"""Between two tries to claim while the database is away."""
+"""Between two tries while the database is away, or a sample cannot be had."""
 
 
-@dataclass(slots=True)
-class _Work:
-    """A job that this process works on; `away` when it has left, and the remote is done with its request."""
+@dataclass(slots=True, eq=False)
+class Work:
+    """
+    One time that this process works on a job; a job that was handed back may be claimed here again at once.
+
+    Attributes:
+        in_progress: Whether its request has left, and the remote may be at it.
+        free_seat: Has its seat freed, on record.
+        away: When it has left, and the remote is done with its request.
+    """
 
     in_progress: bool
-    has_left: bool = False
+    free_seat: Callable[[], None]
     away: asyncio.Event = field(default_factory=asyncio.Event)
+    _has_left: bool = False
+    _is_free: bool = False
 
-    is_free: bool = False
-    """Whether its ending was written with its place."""
+    def was_freed(self) -> None:
+        """The remote is done with its request."""
+        self.in_progress = False
+        self._check()
+
+    def frees_seat(self) -> bool:
+        """Whether its seat is free when its ending is written now."""
+        self._is_free = not self.in_progress
+        return self._is_free
+
+    def was_handed_back(self) -> None:
+        """It is anybody's, on record; its seat is free with that."""
+        self._is_free = True
+        self.has_left()
+
+    def has_left(self) -> None:
+        """It has ended, on record, or was handed back."""
+        self._has_left = True
+        self._check()
+
+    def _check(self) -> None:
+        if self._has_left and not self.in_progress:
+            if not self._is_free:
+                self.free_seat()
+            self.away.set()
 
 
 class Seats:
@@ -58,7 +90,7 @@ class Seats:
         self._store = store
         self._desk = desk
         self._on_leaving = on_leaving
-        self._work: dict[str, _Work] = {}
+        self._work: dict[str, Work] = {}
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -68,9 +100,9 @@ class Seats:
         """Whether this process works on anything."""
         return bool(self._work)
 
-    def has(self, job_id: str) -> bool:
-        """Whether this process works on this job."""
-        return job_id in self._work
+    def work_on(self, job_id: str) -> Work | None:
+        """Return the work of this process on this job."""
+        return self._work.get(job_id)
 
     def rouse(self) -> None:
         """Wake the turns that linger: there may be a job."""
@@ -109,11 +141,13 @@ class Seats:
         self._on_leaving()
 
     async def _see_through(self, found: Claim, job: Job, account: str) -> None:
-        work = self._work[job.id] = _Work(in_progress=found.sent_ago_s is not None)
+        work = Work(found.sent_ago_s is not None, lambda: self._store.free_seat(job.id))
+        self._work[job.id] = work
+        holder = f"{job.id} on a seat"
         try:
             ledger: Ledger | None = None
             if found.sent_ago_s is None:
-                await self._store.fetch_samples(job, account)
+                await self._store.fetch_samples(job, account, holder)
             else:
                 ledger = await self._patiently(lambda: self._store.ledger(account))
             if self._stopping.is_set():
@@ -123,9 +157,11 @@ class Seats:
             await self._until_stopping(work.away)
         except StoreError as error:
             # Not begun: the next look at this seat finds it, and lets go of it.
-            logger.debug("job %s must wait: %s", job.id, error)
+            logger.warning("job %s must wait: %s", job.id, error)
+            await asyncio.sleep(LOOK_AGAIN_S)
         finally:
-            if not self._stopping.is_set():
+            self._store.let_go_samples(holder)
+            if not self._stopping.is_set() and self._work[job.id] is work:
                 del self._work[job.id]
 
     async def _until_stopping(self, event: asyncio.Event) -> None:
@@ -150,44 +186,17 @@ class Seats:
             for row in rows:
                 job = self._store.decode(row)
                 if job.fingerprints:
-                    await self._store.fetch_samples(job, account)
-                    await self._desk.prepare(job, account)
+                    await self._prepare_one(job, account)
         except StoreError as error:
             logger.debug("nothing is prepared: %s", error)
 
-    # --- what the queue says of jobs ---------------------------------------------------------------------------------
-
-    def was_sent(self, job_id: str) -> None:
-        """Its request is about to leave."""
-        if job_id in self._work:
-            self._work[job_id].in_progress = True
-
-    def was_freed(self, job_id: str) -> None:
-        """The remote is done with its request."""
-        if job_id in self._work:
-            self._work[job_id].in_progress = False
-            self._check(job_id)
-
-    def has_left(self, job_id: str) -> None:
-        """It has ended, or was handed back, and that is on record."""
-        if job_id in self._work:
-            self._work[job_id].has_left = True
-            self._check(job_id)
-
-    def is_over(self, job_id: str) -> bool:
-        """Whether its place is free when its ending is written now."""
-        work = self._work.get(job_id)
-        if work is None:
-            return True
-        work.is_free = not work.in_progress
-        return work.is_free
-
-    def _check(self, job_id: str) -> None:
-        work = self._work[job_id]
-        if work.has_left and not work.in_progress:
-            if not work.is_free:
-                self._store.free_seat(job_id)
-            work.away.set()
+    async def _prepare_one(self, job: Job, account: str) -> None:
+        holder = f"{job.id} ahead of its turn at {account}"
+        try:
+            await self._store.fetch_samples(job, account, holder)
+            await self._desk.prepare(job, account)
+        finally:
+            self._store.let_go_samples(holder)
 
     # --- claims ------------------------------------------------------------------------------------------------------
 

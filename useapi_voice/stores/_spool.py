@@ -51,7 +51,7 @@ class Spool:
             if not os.path.exists(self.path(sha256)):  # noqa: PTH110 - as above
                 raise StoreError(f"the copy of a sample, {self.path(sha256)}, is gone: submit it again")
         if not is_empty:
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
 
     def hold(self, seq: int, shas: Collection[str]) -> None:
         for sha256 in shas:
@@ -86,7 +86,7 @@ def unlink(path: str) -> None:
         os.unlink(path)  # noqa: PTH108 - as above
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
     """Make the names in it durable, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)

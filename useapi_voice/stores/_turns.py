@@ -30,8 +30,13 @@ from ._schema import queries
 
 logger: logging.Logger = logging.getLogger("useapi_voice")
 
+SHORTEST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 """Between two starts of an engine that gives up."""
+
+SHORTEST_WAIT_S: Final = 0.05
+LONGEST_WAIT_S: Final = 2.0
+"""Between two tries of one query of the engine while the database is away."""
 
 _TABLE_CHANGED: Final = (
     '{"channel":"useapi_voice_turns","sent_at":"2026-01-01T00:00:00+00:00","type":"table_changed_event",'
@@ -42,10 +47,12 @@ _TABLE_CHANGED: Final = (
 
 async def make_turns(connection: Connection, cap: int, most: int) -> None:
     """Make the turns that are missing, at most so many, in the transaction of this connection."""
-    rows = await connection.fetch(sql.MISSING_TURNS, cap, most)
+    found = await connection.fetch(sql.MISSING_TURNS, cap, most)
+    # In one order everywhere: two who make the same turns wait for each other's.
+    rows = sorted((row["account"], row["number"]) for row in found)
     if rows:
-        names = [f"{sql.TURN_PREFIX}{row['account']}" for row in rows]
-        keys: list[str | None] = [f"{name}:{row['number']}" for name, row in zip(names, rows, strict=True)]
+        names = [f"{sql.TURN_PREFIX}{account}" for account, _ in rows]
+        keys: list[str | None] = [f"{sql.TURN_PREFIX}{account}:{number}" for account, number in rows]
         await queries(AsyncpgDriver(connection)).enqueue(
             names, [None] * len(rows), [0] * len(rows), dedupe_key=keys, on_conflict="skip"
         )
@@ -98,7 +105,7 @@ class Turns:
 
     async def run(self) -> None:
         """Run PgQueuer, again if it gives up, until `stop`."""
-        pause_s = 0.5
+        pause_s = SHORTEST_PAUSE_S
         while not self._is_stopping:
             driver = _PatientDriver(self._database, self._listener, is_stopping=lambda: self._is_stopping)
             self._manager = manager = QueueManager(queries(driver), Channel(sql.TURNS_CHANNEL))
@@ -149,7 +156,7 @@ class _PatientDriver(Driver):
         self._shutdown = asyncio.Event()
 
     async def _patiently(self, run: Callable[[Connection], Awaitable[Any]]) -> Any:
-        pause_s = 0.05
+        pause_s = SHORTEST_WAIT_S
         while True:
             try:
                 async with self._database.borrow() as connection:
@@ -158,7 +165,7 @@ class _PatientDriver(Driver):
                 if self._is_stopping():
                     raise
             await asyncio.sleep(pause_s)
-            pause_s = min(2.0, 2 * pause_s)
+            pause_s = min(LONGEST_WAIT_S, 2 * pause_s)
 
     async def fetch(self, query: str, *args: Any) -> list[dict[str, Any]]:
         return [dict(row) for row in await self._patiently(lambda connection: connection.fetch(query, *args))]

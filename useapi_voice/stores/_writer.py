@@ -19,7 +19,7 @@ from typing import Any, Final
 import asyncpg
 
 from .._errors import StoreError
-from ._database import AWAY, Connection, Database
+from ._database import Connection, Database, is_away
 
 logger: logging.Logger = logging.getLogger("useapi_voice")
 
@@ -29,6 +29,7 @@ CLOSE_S: Final = 10.0
 """How long closing waits for the database to take what is owed."""
 MOST_AT_ONCE: Final = 200
 AGAIN_S: Final = 0.05
+SHORTEST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
 
 
@@ -97,6 +98,11 @@ class Writer:
         self, what: str, run: Callable[[Connection], Awaitable[Any]], announce: Callable[[], None] | None = None
     ) -> None:
         """Write this when its turn comes, and then call `announce`; after `OWED_S` in any case."""
+        if self._task is None:
+            logger.error("%s failed: the store is not open", what)
+            if announce is not None:
+                announce()
+            return
         until_t = float("inf") if announce is None else asyncio.get_running_loop().time() + OWED_S
         self._put(Op(what, run, announce=announce, owed_until_t=until_t))
 
@@ -131,27 +137,20 @@ class Writer:
             try:
                 async with self._database.borrow() as connection, connection.transaction():
                     results = [await op.run(connection) for op in batch]
-            except AWAY as error:
-                # Who waits is told; the notes before and after are kept, in their order.
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or 0.1)
-                explain = self._database.address.explain
-                self._fail(explain(batch[0].what, error))
-                self._give_up_waiting()
-                logger.warning("%s", explain(f"keeping {len(self._inbox)} notes", error))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._news.wait()
             except asyncpg.TransactionRollbackError as error:
                 # Two waited for each other, and this one gave way.
                 logger.debug("writing again: %s", error)
                 await asyncio.sleep(random.uniform(0, AGAIN_S))
             except Exception as error:  # noqa: BLE001 - told to who waits, or to the log
-                if len(batch) > 1:
+                if is_away(error):
+                    pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or SHORTEST_PAUSE_S)
+                    await self._wait_for_database(batch[0].what, error, pause_s)
+                elif len(batch) > 1:
                     self._one_by_one = len(batch)
-                    continue
-                self._inbox.popleft()
-                self._one_by_one = max(0, self._one_by_one - 1)
-                self._refuse(batch[0], error)
+                else:
+                    self._inbox.popleft()
+                    self._one_by_one = max(0, self._one_by_one - 1)
+                    self._refuse(batch[0], error)
             else:
                 pause_s = 0.0
                 self._one_by_one = max(0, self._one_by_one - len(batch))
@@ -161,6 +160,16 @@ class Writer:
                         op.reply.set_result(result)
                     if op.announce is not None:
                         op.announce()
+
+    async def _wait_for_database(self, what: str, error: Exception, pause_s: float) -> None:
+        """Who waits is told; the notes before and after are kept, in their order."""
+        explain = self._database.address.explain
+        self._fail(explain(what, error))
+        self._give_up_waiting()
+        logger.warning("%s", explain(f"keeping {len(self._inbox)} notes", error))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._news.wait()
 
     def _refuse(self, op: Op, error: Exception) -> None:
         told = self._database.address.explain(op.what, error)

@@ -20,15 +20,13 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import socket
-import tempfile
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -41,10 +39,11 @@ from .._recovery import voice_key
 from .._replies import Refused, Scope
 from . import Desk, Gate, KeyTaken, Ledger, Recovered, codec
 from . import _fleet_sql as sql
+from ._contents import Contents, InDatabase, InDirectory
 from ._database import AWAY, Address, Connection, Database
 from ._replica import Replica
 from ._schema import check_schema, migrate
-from ._seats import Seats
+from ._seats import Work
 from ._writer import Writer
 from .codec import Row
 
@@ -55,8 +54,12 @@ LEASE_MARGIN_S: Final = 30.0
 UPLOAD_LEASE_S: Final = 60.0
 """How long other replicas wait for one that uploads a content that they need as well."""
 LOOK_FOR_UPLOAD_S: Final = 0.2
-SAMPLE_GRACE_S: Final = 60.0
-"""How long a sample that no job needs is left alone: somebody may be about to add a job with it."""
+TIDY_AFTER_S: Final = 50.0
+"""How long what one replica has tidied up stays tidy."""
+ENDING_S: Final = 60.0
+"""A job that was claimed in order to end it has ended by then, unless nobody heard of the claim."""
+ASK_AGAIN_S: Final = 0.5
+"""Between two tries to write what must be written, while the database is away."""
 CLOCKS_AGREE_S: Final = 0.05
 """Clocks that differ by less count as one."""
 KNOWN_KEYS: Final = 10_000
@@ -75,6 +78,7 @@ class PostgresStore:
         settle_after_s: Likewise.
         accounts: Names of the accounts, in order, or `None` for those that the fleet has, or finds.
         max_parallel: Places of each.
+        sample_directory: Where the samples are, a directory that all hosts share; in the database by default.
         work: Whether this process takes jobs, or only submits them and waits.
 
     Without a queue attached it is a store like any other, and holds nobody up.
@@ -93,6 +97,7 @@ class PostgresStore:
         settle_after_s: float = 75.0,
         accounts: Sequence[str] | None = None,
         max_parallel: int = 2,
+        sample_directory: str | None = None,
         work: bool = True,
     ) -> None:
         self.database: Database = Database(url if isinstance(url, Address) else Address(url))
@@ -109,14 +114,12 @@ class PostgresStore:
         self._replica: Replica | None = None
         self._offset = timedelta(0)
         self._known: OrderedDict[str, Row] = OrderedDict()
-        # Of this process alone. What is submitted here and what is worked on here are apart, so that a file that was
-        # looked at is never put there again.
-        self._directory = tempfile.mkdtemp(prefix="useapi-voice-")
-        self.spool_directory = os.path.join(self._directory, "submitted")  # noqa: PTH118 - paths are strings here
-        self._fetched = os.path.join(self._directory, "fetched")  # noqa: PTH118 - as above
-        for directory in (self.spool_directory, self._fetched):
-            Path(directory).mkdir()
-        self._fetching = asyncio.Lock()
+        self._adding: set[str] = set()
+        """Ids of jobs that are not kept yet, though somebody may wait for them."""
+        self._contents: Contents = (
+            InDatabase(self.database) if sample_directory is None else InDirectory(self.database, sample_directory)
+        )
+        self.spool_directory = self._contents.spool_directory
 
     def __repr__(self) -> str:
         return f"PostgresStore({self.database.address!r})"
@@ -132,9 +135,8 @@ class PostgresStore:
         """Who claims jobs here; nobody, where there is no queue."""
         return None if self._desk is None else self.replica_id
 
-    @property
-    def _seats(self) -> Seats | None:
-        return None if self._replica is None else self._replica.seats
+    def _work_on(self, job: Job) -> Work | None:
+        return None if self._replica is None else self._replica.seats.work_on(job.id)
 
     async def open(self) -> Recovered:
         """
@@ -173,6 +175,8 @@ class PostgresStore:
             async with connection.transaction():
                 settings = await connection.fetchrow(sql.SETTINGS)
                 await self._agree(connection, settings["cap"], settings["accounts"])
+                if (samples_in := await self._contents.agree(settings)) != settings["samples_in"]:
+                    await connection.execute(sql.SET_SAMPLES_IN, samples_in)
             now = await connection.fetchval("SELECT now()")
         offset = now - datetime.now(UTC)
         self._offset = offset if abs(offset.total_seconds()) > CLOCKS_AGREE_S else timedelta(0)
@@ -226,7 +230,7 @@ class PostgresStore:
             await replica.stop()
         await self._writer.close()
         await self.database.close()
-        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        await self._contents.aclose()
 
     async def flush(self) -> None:
         """Wait until all that was told before is kept, or raise `StoreError`."""
@@ -247,43 +251,23 @@ class PostgresStore:
         """
         if not jobs:
             return
-        contents = await self._contents(jobs)
-
-        async def insert(connection: Connection) -> None:
-            if self._desk is not None:
-                numbers = await connection.fetch(sql.NUMBERS, len(jobs))
-                for job, (number,) in zip(jobs, numbers, strict=True):
-                    job.seq = number
-            else:
-                await connection.execute(sql.ADVANCE_NUMBERS, max(job.seq for job in jobs))
-            for sha256, path in contents.items():
-                if not await connection.fetchval(sql.TOUCH_SAMPLE, sha256):
-                    content = await asyncio.to_thread(Path(path).read_bytes)
-                    await connection.execute(sql.ADD_SAMPLE, sha256, content)
-            for account in sorted({job.pinned for job in jobs if job.pinned is not None}):
-                await connection.execute(sql.KNOW_ACCOUNT, account)
-            now = datetime.now(UTC)
-            await connection.executemany(sql.ADD, [self._added(job, now) for job in jobs])
-            if self._replica is not None:
-                await self._replica.make_turns(connection, len(jobs))
-                await connection.execute(sql.NOTIFY, sql.CHANNEL, "w:")
-
-        async def insert_or_say(connection: Connection) -> None:
-            try:
-                await insert(connection)
-            except asyncpg.UniqueViolationError as error:
-                raise KeyTaken(f"nothing was kept: two jobs have one key ({error})") from None
-
+        sizes = {print_.sha256: print_.size_bytes for job in jobs for print_ in job.fingerprints if print_.path is None}
+        ids = [job.id for job in jobs]
+        self._adding.update(ids)
         try:
-            await self._writer.ask(f"keeping {len(jobs)} jobs", insert_or_say)
+            with self._contents.adding(sizes):
+                await self._add(jobs, sizes)
         except KeyTaken:
             raise
         except StoreError:
+            # They may have been kept, though nobody heard of it.
             self._take_back([job.id for job in jobs if job.key is None])
             raise
         except BaseException:
-            self._take_back([job.id for job in jobs])
+            self._take_back(ids)
             raise
+        finally:
+            self._adding.difference_update(ids)
         for job in jobs:
             self._know(codec.encode(job))
 
@@ -297,11 +281,37 @@ class PostgresStore:
         if ids:
             self._writer.note(f"taking back {len(ids)} jobs", take_back)
 
-    async def _contents(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Return where the contents are that travel with these jobs, by hash."""
-        spool = self.spool_directory or ""
-        shas = {print_.sha256 for job in jobs for print_ in job.fingerprints if print_.path is None}
-        return {sha256: os.path.join(spool, sha256) for sha256 in shas}  # noqa: PTH118 - a path costs more than its name
+    async def _add(self, jobs: Sequence[Job], sizes: Mapping[str, int]) -> None:
+        async def insert(connection: Connection) -> None:
+            if self._desk is not None:
+                numbers = await connection.fetch(sql.NUMBERS, len(jobs))
+                for job, (number,) in zip(jobs, numbers, strict=True):
+                    job.seq = number
+            else:
+                await connection.execute(sql.ADVANCE_NUMBERS, max(job.seq for job in jobs))
+            if len(await connection.fetch(sql.TOUCH_SAMPLES, list(sizes))) < len(sizes):
+                raise _SamplesSwept("a sample was swept away before its job was kept")
+            for account in sorted({job.pinned for job in jobs if job.pinned is not None}):
+                await connection.execute(sql.KNOW_ACCOUNT, account)
+            now = datetime.now(UTC)
+            try:
+                await connection.executemany(sql.ADD, [self._added(job, now) for job in jobs])
+            except asyncpg.UniqueViolationError as error:
+                raise KeyTaken(f"nothing was kept: two jobs have one key ({error})") from None
+            if self._replica is not None:
+                await self._replica.make_turns(connection, len(jobs))
+                await connection.execute(sql.NOTIFY, sql.CHANNEL, "w:")
+
+        while True:
+            if sizes:
+                await self._contents.put(sizes)
+            with contextlib.suppress(_SamplesSwept):
+                await self._writer.ask(f"keeping {len(jobs)} jobs", insert)
+                return
+
+    def is_adding(self, job_id: str) -> bool:
+        """Whether this process is about to keep this job."""
+        return job_id in self._adding
 
     def _added(self, job: Job, now: datetime) -> tuple[Any, ...]:
         row = codec.encode(job)
@@ -329,8 +339,9 @@ class PostgresStore:
         if asyncio.get_running_loop().time() - began_t > self.lease_s / 3:
             # This process slept, or was stopped: somebody may have its seat before the request would get there.
             raise StoreError(f"keeping that job {row.id} is sent took too long to go on")
-        if self._replica is not None:
-            self._replica.seats.was_sent(job.id)
+        work = self._work_on(job)
+        if work is not None:
+            work.in_progress = True
         self._know(row)
 
     def changed(self, job: Job) -> None:
@@ -344,18 +355,18 @@ class PostgresStore:
     def settled(self, job: Job, outcome: Outcome, announce: Callable[[], None]) -> None:
         """Keep how the job ended, then call `announce`; after `OWED_S` in any case."""
         row = codec.encode(job, outcome=outcome, settled_at=datetime.now(UTC))
-        owner, attempts, seats = self.owner, job.attempts, self._seats
+        owner, attempts, work = self.owner, job.attempts, self._work_on(job)
 
         async def write(connection: Connection) -> None:
             # The remote may still be at work for a job whose time is up: then its place is not free.
-            is_over = seats is None or seats.is_over(job.id)
+            is_over = work is None or work.frees_seat()
             values = (*_state(row), attempts, row.voice_id, is_over)
             if not await connection.fetchval(sql.SETTLED, row.id, owner, *values):
                 logger.info("job %s is another replica's by now, or was forgotten", row.id)
 
         def announced() -> None:
-            if seats is not None:
-                seats.has_left(job.id)
+            if work is not None:
+                work.has_left()
             announce()
 
         self._writer.note(f"keeping how job {row.id} ended", write, announced)
@@ -363,19 +374,19 @@ class PostgresStore:
 
     def handed_back(self, job: Job) -> None:
         """Note that the job waits again, for anybody."""
-        row, owner, attempts, seats = codec.encode(job), self.owner, job.attempts, self._seats
+        row, owner, attempts, work = codec.encode(job), self.owner, job.attempts, self._work_on(job)
 
         async def write(connection: Connection) -> None:
             await connection.execute(sql.HAND_BACK, row.id, owner, row.payload, attempts)
             await connection.execute(sql.NOTIFY, sql.CHANNEL, "w:")
 
-        left = None if seats is None else lambda: seats.has_left(job.id)
-        self._writer.note(f"handing job {row.id} back", write, left)
+        self._writer.note(f"handing job {row.id} back", write, None if work is None else work.was_handed_back)
 
     def freed(self, job: Job) -> None:
         """Note that the remote is done with its request."""
-        if self._replica is not None:
-            self._replica.seats.was_freed(job.id)
+        work = self._work_on(job)
+        if work is not None:
+            work.was_freed()
 
     def free_seat(self, job_id: str) -> None:
         """Note that the place of a job that had ended before is free."""
@@ -385,23 +396,35 @@ class PostgresStore:
         """End the job if nobody has it, else ask who has."""
         job_id, owner = job.id, self.owner
 
-        async def write(connection: Connection) -> Any:
-            row = await connection.fetchrow(sql.CLAIM_TO_CANCEL, job_id, owner)
+        async def write(connection: Connection, *, is_again: bool) -> Any:
+            row = await connection.fetchrow(sql.CLAIM_TO_CANCEL, job_id, owner, is_again)
             if row is None:
                 await connection.execute(sql.ASK_TO_CANCEL, [job_id], voice)
             return row
 
         async def ask() -> None:
-            try:
-                row = await self._writer.ask(f"cancelling job {job_id}", write)
-            except StoreError as error:
-                logger.warning("job %s is not cancelled: %s", job_id, error)
-                return
+            row = await self._ask_again(f"cancelling job {job_id}", write)
             if row is not None and self._desk is not None:
                 self._desk.end(self.decode_claimed(row), "cancelled")
 
         if self._replica is not None:
             self._replica.spawn(ask(), "useapi_voice cancel")
+
+    async def _ask_again(self, what: str, write: Callable[..., Awaitable[Any]]) -> Any:
+        """Write something, however long the database is away."""
+        is_again = False
+        while True:
+            try:
+                return await self._writer.ask(what, partial(write, is_again=is_again))
+            except StoreError as error:
+                logger.warning("%s must wait: %s", what, error)
+                is_again = True
+                await asyncio.sleep(ASK_AGAIN_S)
+
+    def look_for(self, job_id: str) -> None:
+        """Look whether this job has ended, as if that had been heard."""
+        if self._replica is not None:
+            self._replica.look_for(job_id)
 
     async def find(self, key: str) -> Job | None:
         """Return the job of this key. Raises `StoreError`."""
@@ -462,7 +485,7 @@ class PostgresStore:
 
     def locate(self, sha256: str) -> str:
         """Return where the copy of a content is, or would be."""
-        return os.path.join(self._fetched, sha256)  # noqa: PTH118 - see `_contents`
+        return self._contents.locate(sha256)
 
     def decode(self, row: Mapping[str, Any]) -> Job:
         """Read a job. Raises `StoreError` where a newer version wrote it."""
@@ -485,19 +508,13 @@ class PostgresStore:
             job.history = (*job.history[:-1], replace(job.history[-1], sent_at=row["sent_at"]))
         return job
 
-    async def fetch_samples(self, job: Job, account: str) -> None:
-        """Copy the contents that this job needs, and that are not uploaded yet, to where the queue reads them."""
-        async with self._fetching:
-            for print_ in job.fingerprints:
-                path = self.locate(print_.sha256)
-                if print_.path is not None or os.path.exists(path):  # noqa: PTH110, ASYNC240 - one look
-                    continue
-                async with self.database.reading("reading a sample") as connection:
-                    if await connection.fetchval(sql.FILE_ID, account, print_.sha256):
-                        continue
-                    content = await connection.fetchval(sql.SAMPLE, print_.sha256)
-                if content is not None:
-                    await asyncio.to_thread(_write_whole, path, content)
+    async def fetch_samples(self, job: Job, account: str, holder: str) -> None:
+        """Have the contents here that this job needs, and that are not uploaded yet, until `let_go` of this holder."""
+        await self._contents.fetch(holder, job.fingerprints, account)
+
+    def let_go_samples(self, holder: str) -> None:
+        """They need not be here for this one any more."""
+        self._contents.let_go(holder)
 
     # --- what else the fleet shares ----------------------------------------------------------------------------------
 
@@ -606,13 +623,17 @@ class PostgresStore:
             return (await connection.fetchrow(sql.READ_SETTINGS))["accounts"] is not None
 
     async def tidy(self) -> None:
-        """Drop what is too old, and samples that no job needs."""
+        """Drop what is too old, and samples that no job needs, unless another replica did so just now."""
+        await self.flush()
         async with self.database.reading("tidying up") as connection:
+            await connection.execute(sql.LET_GO_MINE, self.owner, ENDING_S)
+            if not await connection.fetchval(sql.WANTS_TIDYING, TIDY_AFTER_S):
+                return
             await connection.execute(sql.LET_GO)
             await connection.execute(sql.DROP_OLD, self._keep_s)
-            await connection.execute(sql.DROP_SAMPLES, SAMPLE_GRACE_S)
             await connection.execute(sql.DROP_REPLICAS)
             await connection.execute(sql.DROP_LOG)
+        await self._contents.sweep()
 
     async def seen(self) -> None:
         """Say that this replica lives."""
@@ -667,10 +688,8 @@ def decode_refused(text: str) -> Refused:
     return Refused(cls, Scope[facts["scope"]], facts["detail"], facts["status_code"], facts["code"])
 
 
-def _write_whole(path: str, content: bytes) -> None:
-    partial = f"{path}.{uuid.uuid4().hex}.partial"
-    Path(partial).write_bytes(content)
-    Path(partial).replace(path)
+class _SamplesSwept(StoreError):
+    """Internal: they are put there again."""
 
 
 def _check_loop() -> None:
