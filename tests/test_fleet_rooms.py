@@ -280,6 +280,7 @@ class Wire:
 
     async def execute(self, _: str, channel: str, told: str) -> None:
         if self.answers:
+            self.hears[channel](self, 1, channel, "w:")
             self.hears[channel](self, 1, channel, told)
 
     def is_closed(self) -> bool:
@@ -638,6 +639,7 @@ async def test_samples_go_up_ahead_of_their_turn(claims: dict[str, list[Any]]) -
     await bench.until(lambda: len(bench.adopted) == 2 and bench.prepared)
     assert bench.prepared == [ahead.id]
     shelf.next = StoreError("away")  # type: ignore[assignment]
+    await seats._prepare("south", serves_pool=True)
     seats._look_ahead("south", serves_pool=True)
     seats.stop()
     await asyncio.gather(*turns)

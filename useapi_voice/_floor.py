@@ -71,17 +71,14 @@ class Floor:
             return here
         return self.elsewhere.setdefault(job.id, job)
 
-    def follow(self, job: Job) -> bool:
-        """Have a job that was merely listed hear of its end; return whether it will."""
-        if job.is_settled:
-            return False
+    def follow(self, job: Job) -> None:
+        """Have a job that was merely listed hear of its end."""
         known = self.expect(job)
         if known is not job:
             known.watch(partial(_copy_ending, known, job))
         else:
             # It may have ended since it was looked up, and nobody would say so again.
             self._store.look_for(job.id)
-        return True
 
     def leave_all(self) -> None:
         """This process closes: the fleet goes on with what it has, but nobody here will hear of it."""

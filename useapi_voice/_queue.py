@@ -540,7 +540,9 @@ class CloneQueue:
         """Whether this process works on it, or will hear of its end."""
         if self._floor is not None and job.state not in TERMINAL_STATES:
             # It may be a copy that was looked up, even of one that this process works on.
-            return self._tasks is not None and self._floor.follow(job)
+            if self._tasks is not None:
+                self._floor.follow(job)
+            return self._tasks is not None
         return job.id in self._jobs or job.state in TERMINAL_STATES
 
     # --- accounts ----------------------------------------------------------------------------------------------------
