@@ -263,7 +263,7 @@ async def test_news_that_must_wait_is_looked_for_by_the_poll(database: str, monk
         bench.expected = {job.id}
         await sql(
             database,
-            "UPDATE useapi_voice.jobs SET state = 'cloned', settled_at = now() - interval '1 hour'",
+            "UPDATE useapi_voice.jobs SET state = 'cloned', settled_at = now() - interval '30 minutes'",
             f"SELECT pg_notify('{_fleet_sql.CHANNEL}', 'o:{job.id}')",
         )
         await bench.until(lambda: bench.heard)
