@@ -152,11 +152,12 @@ async def test_nothing_leaves_that_another_replica_has_taken_over(database: str)
         with pytest.raises(StoreError, match="is another replica's by now"):
             await store.sent(send(job))
         store.changed(job)
-        store.handed_back(job)
         await store.flush()
         assert [(row["state"], row["owner"]) for row in await rows(database)] == [("queued", "another")]
         await sql(database, "UPDATE useapi_voice.jobs SET state = 'sent', attempts = 1, sent_at = now()")
         await end(store, job)
+        store.handed_back(job)
+        await store.flush()
         assert [row["state"] for row in await rows(database)] == ["cloned"]
         late = send(a_job(9))
         await end(store, late)
@@ -263,7 +264,7 @@ async def test_news_that_must_wait_is_looked_for_by_the_poll(database: str, monk
         bench.expected = {job.id}
         await sql(
             database,
-            "UPDATE useapi_voice.jobs SET state = 'cloned', settled_at = now() - interval '1 hour'",
+            "UPDATE useapi_voice.jobs SET state = 'cloned', settled_at = now() - interval '30 minutes'",
             f"SELECT pg_notify('{_fleet_sql.CHANNEL}', 'o:{job.id}')",
         )
         await bench.until(lambda: bench.heard)
@@ -669,3 +670,64 @@ async def test_a_task_that_dies_of_a_bug_is_told(database: str, monkeypatch: pyt
     async with opened(database, Bench()) as store:
         with pytest.raises(LookupError, match="a bug"):
             await store.watch()
+
+
+# --- the rest of what is promised -------------------------------------------------------------------------------------
+
+
+async def test_an_upload_is_made_here_if_nobody_can_be_asked(database: str) -> None:
+    """Uploaded once more, it does no harm; and one that another makes is waited for."""
+    async with idle(database, Bench()) as store, idle(database, Bench()) as other:
+        assert await store.file_id("north", "a" * 64) is None
+        waits = asyncio.create_task(other.file_id("north", "a" * 64))
+        await asyncio.sleep(0)
+        store.uploaded("north", "a" * 64, "file")
+        assert await waits == "file"
+    assert await store.file_id("north", "b" * 64) is None
+
+
+async def test_voices_that_nobody_adopted_are_known_to_all(database: str) -> None:
+    """A job without a voice of its own may have left some: they are no other job's."""
+    async with opened(database) as store:
+        job = a_job(2)
+        job.surplus = (a_voice(7),)
+        await store.add([job])
+        told = asyncio.Event()
+        outcome = CloneCancelled("unwanted")
+        advance(job, ending_of(outcome))
+        store.settled(job, outcome, told.set)
+        await told.wait()
+        assert len((await store.ledger("north")).taken) == 1
+
+
+async def test_watching_outlives_tasks_that_are_cancelled(database: str) -> None:
+    """Closing cancels them in order; that is no bug, and nothing is freed for a job that is not here."""
+    async with opened(database, Bench()) as store:
+        watch = asyncio.create_task(store.watch())
+        store.freed(a_job(1))
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not watch.done()
+    watch.cancel()
+
+
+async def test_what_lies_on_a_seat_without_a_turn_is_found_from_any_other(database: str) -> None:
+    """Its owner left in order: sent, it is looked for; claimed and no more, it waits again."""
+    async with opened(database, Bench(), work=False, accounts=["north"]) as store:
+        sent, claimed = a_job(2), a_job(4)
+        for job in (sent, claimed):
+            job.pinned = job.account = "north"
+        await store.add([sent, claimed])
+        await sql(
+            database,
+            "UPDATE useapi_voice.jobs SET owner = 'gone', seat = 1, state = 'sent', sent_at = now() WHERE seq = 1",
+            "UPDATE useapi_voice.jobs SET owner = 'gone', seat = 2 WHERE seq = 2",
+        )
+        found = await _claims.claim(store, Bench(), "north", 0, [])
+        assert (found.job is not None and found.job.id, found.sent_ago_s is None) == (sent.id, False)
+        found = await _claims.claim(store, Bench(), "north", 1, [sent.id])
+        assert (found.job is not None and found.job.id, found.sent_ago_s) == (claimed.id, None)
+        assert [(row["seat"], row["owner"]) for row in await rows(database)] == [
+            (0, store.replica_id),
+            (1, store.replica_id),
+        ]

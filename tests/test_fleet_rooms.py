@@ -581,6 +581,7 @@ async def test_samples_go_up_ahead_of_their_turn(claims: dict[str, list[Any]]) -
     await bench.until(lambda: len(bench.adopted) == 2 and bench.prepared)
     assert bench.prepared == [ahead.id]
     shelf.next = StoreError("away")  # type: ignore[assignment]
+    await seats._prepare("south", serves_pool=True)
     seats._look_ahead("south", serves_pool=True)
     seats.stop()
     await asyncio.gather(*turns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -40,6 +41,25 @@ def test_a_fleet_is_made_and_looked_at(url: str) -> None:
     code, told = fleet(url, "status", "--json")
     assert [account["account"] for account in json.loads(told)["accounts"]] == ["north", "south"]
     assert fleet(url, "status")[0] == 0
+
+
+def test_settings_are_changed_one_at_a_time(url: str) -> None:
+    """The cap alone, or the accounts alone; with neither, it is said; and a fleet without accounts lists none."""
+    assert fleet(url, "init")[0] == 0
+    assert "clones at a time" in fleet(url, "accounts", "list")[1]
+    assert fleet(url, "accounts", "set")[0] == 2
+    assert fleet(url, "accounts", "set", "--max-parallel", "1")[0] == 0
+    assert fleet(url, "accounts", "set", "north")[0] == 0
+    code, told = fleet(url, "accounts", "list")
+    assert (code, told.split("\n")[:2]) == (0, ["# 1 clones at a time on each of:", "north"])
+
+
+def test_without_the_extra_the_error_names_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to install is said."""
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    code, told = fleet(url, "status")
+    assert code != 0
+    assert "useapi-voice[postgres]" in told
 
 
 def test_accounts_do_not_change_under_a_clone(url: str) -> None:

@@ -251,8 +251,12 @@ class Replica:
         if self._polls % TIDY_EVERY == 0:
             self._wants_look = True
         if self._wants_look:
-            await self._look_for_all()
             self._wants_look = False
+            try:
+                await self._look_for_all()
+            except StoreError:
+                self._wants_look = True
+                raise
         else:
             await self._look_for_late_endings()
         await self._end_expired()
