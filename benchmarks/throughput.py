@@ -80,7 +80,7 @@ CHOSEN = (
     Row(300, 10, 0.05, 0.1, repeats=2),
     Row(900, 30, 0.05, 0.1),
 )
-"""Every value of every dimension, in about seven minutes; one run of each but the shortest is hundreds of hand-overs."""
+"""Every value of every dimension, in about seven minutes; a single run is hundreds of hand-overs."""
 QUICK = (Row(300, 10, 0.2, 0.1), Row(300, 10, 0.05, 0.0), Row(600, 30, 0.2, 0.0))
 
 
