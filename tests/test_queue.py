@@ -1754,6 +1754,25 @@ async def test_a_clock_that_is_set_between_two_lives_makes_no_second_voice(
     assert len(sandbox.clones) == 1
 
 
+@pytest.mark.slow  # real time, as a file is involved
+async def test_the_next_client_knows_which_voices_were_there_before(tmp_path: Path) -> None:
+    """A namesake that was there before the lost clone is not taken for its voice, nor for a doubt."""
+    sandbox = Sandbox(accounts=["a"], clone_s=0.1)
+    sandbox.fail("clone-voice", Fault.hang(made=False))
+    settings: dict[str, Any] = {"store": tmp_path / "q.db", "settle_after_s": 0.4}
+    sandbox.now()
+    old = sandbox.add_voice("Ann")
+    async with in_process(sandbox, close_grace_s=0, **settings) as client:
+        await client.submit(ask(files=[sandbox.add_sample()]), key="k")
+        while sandbox.in_progress() == 0:
+            await anyio.sleep(0.001)
+    async with in_process(sandbox, **settings) as client:
+        job = client.job("k")
+        assert job is not None
+        assert (await job).voice_id != old.voice_id
+    assert [clone.made for clone in sandbox.clones] == [False, True]
+
+
 async def test_jobs_without_a_key_go_on_too(tmp_path: Path) -> None:
     """A job needs no key to be kept: the next client lists it, and clones it."""
     sandbox = Sandbox(accounts=["a"], clone_s=0.02)
