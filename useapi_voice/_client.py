@@ -91,7 +91,8 @@ class VoiceClient:
             it.
             `postgresql://user:password@host/database` is a fleet: any number of processes on any number of hosts
             share the jobs, and each account's cap (extra `postgres`).
-        resume: Whether entering goes on with the jobs that the store holds; `False` only to look at them.
+        resume: Whether entering goes on with the jobs that the store holds; `False` only to look at them. Places that
+            their requests may still occupy are left to them in either case.
         work: In a fleet, whether this client works on jobs, or only submits them and waits for what others make.
         http_client: Your own `httpx.AsyncClient` (proxy, certificates, HTTP/2). It is neither changed nor closed. Its
             connection pool should hold at least `max_parallel` connections per account and a few more.
