@@ -110,15 +110,9 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks named (`nox -s bench -- queue_delay`), or all of them."""
-    found = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("[!_]*.py"))}
-    if not found:
-        session.skip("there is no benchmark in benchmarks/")
-    if unknown := sorted(set(session.posargs) - set(found)):
-        session.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(found)}")
+    """One table of all benchmarks, or of those named: `nox -s bench -- [--size full] [--json FILE] [overhead ...]`."""
     session.install("-e", ".[dev]")
-    for name in session.posargs or found:
-        session.run("python", str(found[name]))
+    session.run("python", str(ROOT / "benchmarks"), *session.posargs)
 
 
 @nox.session

@@ -10,6 +10,7 @@ runs them all, each in a process of its own, and lays the rows of all of them ou
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import multiprocessing as mp
 import os
@@ -25,8 +26,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import anyio
+import httpx
 
-from useapi_voice.sandbox import Sandbox
+ACCOUNT = "335577991122334455"
 
 
 class Row(TypedDict):
@@ -175,6 +177,8 @@ def sandbox_process(**options: Any) -> Generator[Server, None, None]:
 
 
 def _serve(pipe: Connection, options: dict[str, Any]) -> None:
+    from useapi_voice.sandbox import Sandbox  # by the server alone
+
     async def main() -> None:
         async with Sandbox(**options) as sandbox:
             pipe.send((sandbox.base_url, sandbox.token))
@@ -189,6 +193,37 @@ def _serve(pipe: Connection, options: dict[str, Any]) -> None:
                     pipe.send(error)
 
     anyio.run(main)
+
+
+class Instantly(httpx.AsyncBaseTransport):
+    """
+    A remote in this process that answers clones at once, so that what is left is the client's own work.
+
+    Args:
+        gate: Answers wait until this is set.
+    """
+
+    def __init__(self, gate: asyncio.Event | None = None) -> None:
+        self._gate = gate
+        self._made = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Make a voice; serve nothing else."""
+        await asyncio.sleep(0)
+        if not request.url.path.endswith("/clone-voice"):
+            return httpx.Response(404, json={"error": "not served"})
+        if self._gate is not None:
+            await self._gate.wait()
+        self._made += 1
+        body = b'{"voice_id":"user:1-minimax:%s-audio:%d","voice_name":"v"}' % (ACCOUNT.encode(), self._made)
+        return httpx.Response(200, content=body, headers={"content-type": "application/json"})
+
+
+def a_minute_of_mp3(kbit_s: int = 64, number: int = 0) -> bytes:
+    """Make a minute of MP3 frames (MPEG-1 layer III, 44.1 kHz, constant rate), different by its number."""
+    index = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320).index(kbit_s)
+    frame = bytes((0xFF, 0xFB, index << 4, 0xC4)).ljust(144_000 * kbit_s // 44_100, b"\0")
+    return frame * (60 * 44_100 // 1152) + b"TAG" + f"{number:<125}".encode()
 
 
 def machine() -> str:

@@ -3,7 +3,8 @@ What a fleet costs, and what it keeps: hand-over time, cost per job, and the ser
 
 Workers are processes of their own, as are the sandbox and the submitter. Hand-over is from the server's record: the
 k-th clone's beginning less the end of the clone two before it, on an account that is never out of work. Commits are
-PostgreSQL's own count. Needs a server: `USEAPI_VOICE_TEST_POSTGRES`, or one on loopback.
+PostgreSQL's own count. Needs a server: `USEAPI_VOICE_TEST_POSTGRES`, one on loopback, or one that can be started; the
+one that is killed is always its own.
 
     python benchmarks/fleet.py [--jobs 240] [--clone-s 0.2] [--quick] [--json FILE]
 """
@@ -26,6 +27,7 @@ from _common import Server, machine, report, sandbox_process, table
 from useapi_voice import CloneRequest, VoiceClient
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from clusters import Cluster, a_cluster, why_no_cluster
 from fleets import a_database, run_sql, server, workers
 from harness import wav
 
@@ -115,6 +117,28 @@ async def killed(url: str, sandbox: Server, jobs: int, kills: int) -> tuple[int,
     return verdict(sandbox, names)
 
 
+async def until(sandbox: Server, question: str) -> None:
+    while not sandbox.ask(question):  # noqa: ASYNC110 - another process tells nobody
+        await asyncio.sleep(0.02)
+
+
+async def without_a_database(cluster: Cluster, sandbox: Server, jobs: int, kills: int) -> tuple[int, int, int]:
+    """Kill PostgreSQL in the middle of clones, and have it back when they have ended."""
+    options = {"token": sandbox.token, "base_url": sandbox.base_url, "store": cluster.url()}
+    names = [f"voice {number}" for number in range(jobs)]
+    async with VoiceClient(**options, **SHORT, work=False) as api:
+        with workers(2, **options, **CHILD, poll_s=0.3):
+            handles = await api.submit_many(requests(names))
+            for _ in range(kills):
+                await until(sandbox, "sandbox.in_progress() > 0")
+                cluster.kill()
+                await until(sandbox, "sandbox.in_progress() == 0")
+                cluster.start()
+            for handle in handles:
+                await handle
+    return verdict(sandbox, names)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=240)
@@ -145,6 +169,12 @@ def main() -> None:
         runs.append(("cap stress, 4 workers, each job more urgent", 300, asyncio.run(stressed(url, sandbox, 300))))
     with a_database() as url, sandbox_process(accounts=4, clone_s=1.0) as sandbox:
         runs.append(("3 workers of 5 killed in mid-call", 60, asyncio.run(killed(url, sandbox, 60, 3))))
+    if why := why_no_cluster():
+        print(f"PostgreSQL is not killed: {why}")
+    else:
+        with a_cluster() as cluster, sandbox_process(accounts=4, clone_s=1.0) as sandbox:
+            found = asyncio.run(without_a_database(cluster, sandbox, 60, 5))
+            runs.append(("PostgreSQL killed 5 times in mid-call, 2 workers", 60, found))
     print(table(("run", "jobs", "breaches, lost, doubled"), runs))
     report("fleet", {"saturated": results, "runs": runs})
 

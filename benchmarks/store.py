@@ -1,16 +1,21 @@
 """
-What the SQLite store costs: accepting many jobs, one job's way through it, and opening a file after a busy week.
+What durability costs a job: memory, an SQLite file and PostgreSQL side by side, and more of the SQLite file.
 
+Side by side, jobs go through the whole client, whose remote answers at once and in process: `submit_many` of a batch,
+`submit` of one after the other, and clones one after the other (accepted, sent, settled) and all at once. Beside stands
+the same without a store. PostgreSQL is left out, with the reason, where there is none (`USEAPI_VOICE_TEST_POSTGRES`).
+
+Of the SQLite file: accepting many jobs, one job's way through it, and opening a file after a busy week.
 Each measurement is made in a process of its own on a new file, `--repeats` times. Disks differ: a commit waits for one
 fsync, so what is sequential and awaited is as fast as the disk syncs, and all else is as fast as this machine computes.
 Syncs are counted by strace where there is one; commits by SQLite. Memory is the process's growth, the jobs included.
 
-    python benchmarks/store.py [--jobs 100000] [--repeats 3] [--directory DIR] [--json FILE]
+    python benchmarks/store.py [--size quick] [--jobs N] [--repeats N] [--directory DIR] [--json FILE]
 """
 
 from __future__ import annotations
 
-import argparse
+import asyncio
 import gc
 import multiprocessing as mp
 import os
@@ -23,26 +28,44 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
-from _common import machine, report, table
+import httpx
+from _common import ACCOUNT, Instantly, Measured, Row, machine, measured, parser, report, row, show
 
-from useapi_voice import CloneRequest, VoiceInfo
+from useapi_voice import CloneRequest, VoiceClient, VoiceInfo
 from useapi_voice._jobs import Attempt, Fingerprint, Job, JobState
 from useapi_voice.stores.sqlite import SqliteStore
 
 KEEP_S = 7 * 24 * 3600.0
-CONCURRENT = 5_000
-WAITING = 10_000
-JOURNEYS = 300
 OPENING_GOAL_S = 2.0
 
 Result = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of each: repeats, jobs of a batch, jobs one by one, and in a file: jobs, at once, waiting, journeys."""
+
+    repeats: int
+    batch: int
+    one_by_one: int
+    jobs: int
+    concurrent: int
+    waiting: int
+    journeys: int
+
+
+SIZES = {
+    "smoke": Size(1, 50, 5, 200, 20, 20, 5),
+    "quick": Size(3, 2_000, 100, 20_000, 2_000, 2_000, 100),
+    "full": Size(5, 10_000, 300, 100_000, 5_000, 10_000, 300),
+}
 
 
 def a_job(seq: int) -> Job:
@@ -196,6 +219,122 @@ async def reopen(path: str, finished: int, waiting: int) -> Result:
     return {"seconds": seconds, "quick_check": check_s, "find_us": find_s * 1e6, "megabytes": size_of(path) / 1e6}
 
 
+# --- side by side, through the whole client ---------------------------------------------------------------------------
+
+
+def client_of(store: str | None, http: httpx.AsyncClient) -> VoiceClient:
+    return VoiceClient(
+        "user:1-token",
+        base_url="http://127.0.0.1",
+        api="audio",
+        accounts=[ACCOUNT],
+        store=store,
+        http_client=http,
+        close_grace_s=0.001,
+    )
+
+
+def requests(count: int) -> list[CloneRequest]:
+    return [
+        CloneRequest(voice_name=f"v{n}", language_tag="English", files=["f"], account=ACCOUNT) for n in range(count)
+    ]
+
+
+async def accept(store: str | None, size: Size) -> Result:
+    """Submit behind two clones that are not answered: seconds a job, in a batch and one by one."""
+    async with httpx.AsyncClient(transport=Instantly(asyncio.Event())) as http, client_of(store, http) as client:
+        await client.submit_many(requests(2))
+        batch, singles = requests(size.batch), requests(size.one_by_one)
+        start = time.perf_counter()
+        await client.submit_many(batch)
+        accepted = time.perf_counter()
+        for request in singles:
+            await client.submit(request)
+        ended = time.perf_counter()
+    return {"batch": (accepted - start) / size.batch, "one": (ended - accepted) / size.one_by_one}
+
+
+async def carry_out(store: str | None, size: Size) -> Result:
+    """Clone one voice after the other, then all at once: seconds a job on the clock, and of this process."""
+    async with httpx.AsyncClient(transport=Instantly()) as http, client_of(store, http) as client:
+        await client.clone(requests(1)[0])
+        start = time.perf_counter()
+        for request in requests(size.one_by_one):
+            await client.clone(request)
+        serial_s = time.perf_counter() - start
+        many = requests(5 * size.one_by_one)
+        start, cpu = time.perf_counter(), time.process_time()
+        for job in await client.submit_many(many):
+            await job
+        took = time.perf_counter() - start, time.process_time() - cpu
+    return {"serial": serial_s / size.one_by_one, "many": took[0] / len(many), "cpu": took[1] / len(many)}
+
+
+@contextmanager
+def place_of(kind: str, directory: str | None) -> Generator[str | None]:
+    """Make the store that a client is given: nothing, a new file, or the URL of a new database."""
+    if kind == "memory":
+        yield None
+    elif kind == "SQLite":
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            yield str(Path(scratch) / "jobs.db")
+    else:
+        from fleets import a_database
+
+        with a_database() as url:
+            yield url
+
+
+def commits_of_one(size: Size) -> float:
+    """Count PostgreSQL's commits for one clone, those of the claims and of the heartbeat included."""
+    from fleets import a_database, run_sql
+
+    query = "SELECT xact_commit AS n FROM pg_stat_database WHERE datname = current_database()"
+    with a_database() as url:
+        asyncio.run(carry_out(url, replace(size, one_by_one=1)))
+        before = run_sql(url, query)[0][0]["n"]
+        asyncio.run(carry_out(url, size))
+        return (run_sql(url, query)[0][0]["n"] - before) / (6 * size.one_by_one)
+
+
+SIDE_BY_SIDE = (
+    ("submit_many of {batch:,}: a job", "batch", "µs", 1e6),
+    ("submit, one after the other: a job", "one", "µs", 1e6),
+    ("clone, one after the other, answered at once: a job", "serial", "ms", 1e3),
+    ("{many:,} clones, answered at once: a job", "many", "ms", 1e3),
+    ("{many:,} clones, answered at once: CPU of this process a job", "cpu", "ms", 1e3),
+)
+
+
+def side_by_side(size: Size, repeats: int, directory: str | None) -> list[Row]:
+    """Memory, SQLite and PostgreSQL, in turns."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from fleets import server
+
+    kinds = ["memory", "SQLite", "PostgreSQL"]
+    if server()[0] is None:
+        kinds.remove("PostgreSQL")
+        print(f"PostgreSQL is left out: {server()[1]}\n")
+    runs: dict[str, list[Result]] = {kind: [] for kind in kinds}
+    for _ in range(repeats):
+        for kind in kinds:
+            result: Result = {}
+            for work in (accept, carry_out):
+                with place_of(kind, directory) as store:
+                    result |= asyncio.run(work(store, size))
+            runs[kind].append(result)
+    rows = []
+    for what, name, unit, scale in SIDE_BY_SIDE:
+        of = {kind: measured((result[name] for result in runs[kind]), unit, scale) for kind in kinds}
+        said = what.format(batch=size.batch, many=5 * size.one_by_one)
+        rows += [row(f"{kind}: {said}", of[kind], ("memory", of["memory"])) for kind in kinds[1:]]
+    if "PostgreSQL" in kinds:
+        rows.append(
+            row("PostgreSQL: commits of a clone, from accepted to settled", Measured((commits_of_one(size),), ""))
+        )
+    return rows
+
+
 # --- each in a process of its own -------------------------------------------------------------------------------------
 
 
@@ -236,67 +375,63 @@ def syncs_per_job(directory: str | None) -> float | None:
     return (counts[1] - counts[0]) / 50
 
 
-def main() -> None:
-    """Measure, and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--jobs", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--directory", help="where the files are made: the disk to be measured")
-    parser.add_argument("--json", help="write the figures to this file too")
-    parser.add_argument("--journeys", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.journeys:
-        anyio.run(journeys, options.journeys[0], int(options.journeys[1]))
-        return
+def of_the_file(size: Size, repeats: int, directory: str | None) -> list[Row]:
+    """The SQLite store alone."""
 
     def medians(work: Callable[..., Awaitable[Result]], *values: int) -> Result:
-        return measure(partial(_call, work, values), options.repeats, options.directory)
+        return measure(partial(_call, work, values), repeats, directory)
 
-    count = options.jobs
+    def alone(what: str, value: float, unit: str, *, at_most: float | None = None) -> Row:
+        return row(f"SQLite store: {what}", Measured((value,), unit), at_most=at_most)
+
+    count = size.jobs
     whole = medians(submit, count, count)
     batches = medians(submit, count, 1000)
-    at_once = medians(submit_at_once, CONCURRENT)
-    journey = medians(journeys, JOURNEYS)
-    syncs = syncs_per_job(options.directory)
-    opened = medians(reopen, count, WAITING)
-    assert opened["seconds"] < OPENING_GOAL_S or count != 100_000, "opening is slower than promised"
+    at_once = medians(submit_at_once, size.concurrent)
+    journey = medians(journeys, size.journeys)
+    syncs = syncs_per_job(directory)
+    opened = medians(reopen, count, size.waiting)
+    rows = [
+        alone(f"add of {count:,} in one batch: a job", whole["seconds"] / count * 1e6, "µs"),
+        alone("... in batches of 1,000: a job", batches["seconds"] / count * 1e6, "µs"),
+        alone(f"{size.concurrent:,} adds at once: a job", at_once["seconds"] / size.concurrent * 1e6, "µs"),
+        alone(f"commits of {size.concurrent:,} adds at once", at_once["commits"], ""),
+        *(alone(f"one job, {step}", journey[step], "µs") for step in ("add", "sent", "settled")),
+        alone("commits of one job, all three", journey["commits"], ""),
+        alone(f"open a file of {count:,} ended and {size.waiting:,} waiting jobs", opened["seconds"], "s",
+              at_most=OPENING_GOAL_S),
+        alone("... of it for the check of the file", opened["quick_check"], "s"),
+        alone("... megabytes of that file", opened["megabytes"], "MB"),
+        alone("find an ended job by its key in it", opened["find_us"], "µs"),
+        alone("memory of a waiting job of the queue, request and key included", whole["job_bytes"], "B"),
+        alone("memory for accepting it in one batch, until that is kept", whole["store_bytes"], "B"),
+        alone("bytes in the file for a waiting job", whole["file_bytes"], "B"),
+    ]  # fmt: skip
+    if syncs is None:
+        print("fsyncs are not counted: no strace\n")
+    else:
+        rows.append(alone("fsyncs of one job, all three", syncs, ""))
+    return rows
 
-    def per_job(seconds: float, jobs: int) -> str:
-        return f"{seconds / jobs * 1e6:.1f} us a job"
 
-    print(machine())
-    print(
-        table(
-            ["what", "median", ""],
-            [
-                (f"submit {count} jobs in one batch", f"{whole['seconds']:.2f} s", per_job(whole["seconds"], count)),
-                ("... in batches of 1000", f"{batches['seconds']:.2f} s", per_job(batches["seconds"], count)),
-                (
-                    f"{CONCURRENT} submits at once",
-                    f"{at_once['seconds']:.2f} s",
-                    f"{per_job(at_once['seconds'], CONCURRENT)}, {at_once['commits']:.0f} commits",
-                ),
-                *((f"one job, {step}", f"{journey[step]:.0f} us", "") for step in ("add", "sent", "settled")),
-                (
-                    "one job, all three",
-                    f"{sum(journey[step] for step in ('add', 'sent', 'settled')):.0f} us",
-                    f"{journey['commits']:.1f} commits, "
-                    + ("fsyncs not counted: no strace" if syncs is None else f"{syncs:.1f} fsyncs"),
-                ),
-                (
-                    f"open a file of {count} ended and {WAITING} waiting jobs",
-                    f"{opened['seconds']:.2f} s",
-                    f"{opened['megabytes']:.0f} MB, {opened['quick_check']:.2f} s of it for the check of the file",
-                ),
-                ("find an ended job by its key in it", f"{opened['find_us']:.0f} us", ""),
-                ("memory for a waiting job", f"{whole['job_bytes']:.0f} B", "of the queue, request and key included"),
-                ("... for accepting it in one batch", f"{whole['store_bytes']:.0f} B", "until the batch is kept"),
-                ("the file, for a waiting job", f"{whole['file_bytes']:.0f} B", ""),
-            ],
-        )
-    )
-    results = {"whole": whole, "batches": batches, "at_once": at_once, "journey": journey, "opened": opened}
-    report("store", {**results, "syncs_per_job": syncs})
+def main() -> None:
+    """Measure, and print."""
+    options = parser(__doc__)
+    options.add_argument("--jobs", type=int, help="jobs in the SQLite file")
+    options.add_argument("--directory", help="where the files are made: the disk to be measured")
+    options.add_argument("--journeys", nargs=2, help="one measurement under strace, for this benchmark itself")
+    asked = options.parse_args()
+    if asked.journeys:
+        anyio.run(journeys, asked.journeys[0], int(asked.journeys[1]))
+        return
+    size = SIZES[asked.size]
+    if asked.jobs:
+        size = replace(size, jobs=asked.jobs)
+    repeats = asked.repeats or size.repeats
+    print(f"{machine()}; medians of {repeats}\n")
+    rows = [*side_by_side(size, repeats, asked.directory), *of_the_file(size, repeats, asked.directory)]
+    print(show(rows))
+    report("store", {"rows": rows})
 
 
 async def _call(work: Callable[..., Awaitable[Result]], values: tuple[int, ...], path: str) -> Result:

@@ -1,192 +1,296 @@
 """
-Places kept busy: 300 clones over three accounts, uploads needed, beside what a user would write without this library.
+Places kept busy: this library beside what a user would write without it, and the physical limit, over a matrix of work.
 
-The sandbox runs in a process of its own, takes 0.2 s for a clone, and counts at its end how busy each place was. The
-ideal is `ceil(n / places) * clone_s`: what the places allow if none is ever idle. Rivals run in the same process, after
-one warm-up each, one after the other, `--repeats` times.
+The server (`_server.py`) runs in a process of its own and counts how long each account's two places were busy. What is
+printed is that, divided by places x time: once from the first clone's begin to the last one's end, and once over the
+whole makespan, so that looking up accounts, listing voices and the first uploads count against whoever needs them. The
+hand-over is how long a place that became free stayed free, at the server. Contenders run one after the other in one
+process, after a warm-up; repeats go round all of them, and the median is printed with the spread. Ratios of one row
+compare; seconds of two rows do not: 30 accounts with clones of 0.05 s are 1,200 a second, more than httpx can do.
 
-    python benchmarks/throughput.py [--clones 300] [--accounts 3] [--clone-s 0.2] [--repeats 3] [--json FILE]
+The physical limit is not a queue: prepared bytes over raw asyncio streams, two loops for each account.
+
+    python benchmarks/throughput.py [--quick | --full] [--only SUBSTRING] [--contender NAME]... [--json FILE]
+
+By default ends within about six minutes, with `--quick` within one; `--full` is the whole matrix but for rows whose
+ideal is above a minute, and takes hours.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import aiometer
-import httpx
-from _common import Server, machine, report, sandbox_process, table
+from _common import machine, report, table
+from _rivals import RIVALS, Work, run_rival, work_of
+from _server import PLACES, MeasuringServer, measuring_server
 
 from useapi_voice import CloneRequest, VoiceClient
 from useapi_voice.sandbox import sample_paths
 
+OURS, LIMIT, SERIAL = "useapi_voice", "physical limit", "serial loop"
+CONTENDERS = (LIMIT, OURS, *(name for name in RIVALS if name != SERIAL))
+LONGEST_ROW_S = 60.0
+"""A row of `--full` whose ideal takes longer is left out: six contenders at 1,500 s each tell nothing new."""
+
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What each contender does: `clones` voices, each from a sample of its own content, over `accounts`."""
+class Row:
+    """One kind of work."""
 
     clones: int
-    accounts: list[str]
-    samples: list[bytes]
+    accounts: int
+    clone_s: float
+    upload_share: float
+    is_shared: bool = False
+    repeats: int = 1
+
+    @property
+    def ideal_s(self) -> float:
+        """What the places allow if none is ever idle."""
+        return math.ceil(self.clones / (PLACES * self.accounts)) * self.clone_s
+
+    def __str__(self) -> str:
+        accounts = f"{self.accounts} account{'s' if self.accounts > 1 else ''}"
+        samples = "shared" if self.is_shared else "distinct"
+        return f"{self.clones} x {self.clone_s:g} s, {accounts}, upload {self.upload_share:.0%}, {samples}"
 
 
-def distinct(sample: bytes, number: int) -> bytes:
-    """A sample whose content nobody else has: a trailing ID3v1 tag with a number, which no player hears."""
-    return sample + b"TAG" + f"{number:<125}".encode()
+CHOSEN = (
+    Row(300, 3, 0.2, 0.1),
+    Row(300, 10, 0.2, 0.1, repeats=3),
+    Row(300, 10, 0.2, 0.0, repeats=2),
+    Row(300, 10, 0.2, 0.5, repeats=2),
+    Row(300, 10, 0.2, 0.1, is_shared=True, repeats=2),
+    Row(3000, 30, 0.2, 0.1),
+    Row(300, 30, 1.0, 0.1),
+    Row(300, 1, 0.05, 0.1),
+    Row(300, 10, 0.05, 0.1, repeats=3),
+    Row(3000, 30, 0.05, 0.1, repeats=3),
+)
+"""Every value of every dimension, in about six minutes."""
+QUICK = (Row(300, 10, 0.2, 0.1), Row(300, 30, 0.2, 0.5), Row(300, 10, 0.05, 0.1), Row(1500, 30, 0.05, 0.0))
 
 
-# --- the contenders -----------------------------------------------------------------------------------------------
+def whole_matrix() -> list[Row]:
+    """Every combination that ends in time."""
+    dimensions = itertools.product((300, 3000), (1, 3, 10, 30), (0.05, 0.2, 1.0), (0.0, 0.1, 0.5), (False, True))
+    return [row for row in itertools.starmap(Row, dimensions) if row.ideal_s <= LONGEST_ROW_S]
 
 
-async def this_library(server: Server, work: Work) -> None:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """
+    What one contender did with one row.
+
+    Attributes:
+        busy: Share of places x time in which a place was busy, by the server's count; the time is from the first
+            clone's begin to the last one's end.
+        whole: The same over the whole makespan.
+        makespan_s: Wall clock, from before the client is opened to after it is closed.
+        cpu_ms: The client's processor time for each clone, uploads included.
+        handover_p50_ms: How long a place stayed free, the median.
+        handover_p99_ms: And the 99th percentile.
+    """
+
+    busy: float
+    whole: float
+    makespan_s: float
+    cpu_ms: float
+    handover_p50_ms: float
+    handover_p99_ms: float
+
+
+# --- the contenders that are no rivals --------------------------------------------------------------------------------
+
+
+async def this_library(server: MeasuringServer, work: Work) -> int:
     """`submit_many`, and await."""
     async with VoiceClient(server.token, base_url=server.base_url, api="audio") as client:
         requests = [
-            CloneRequest(voice_name=f"v{i}", language_tag="English", samples=[sample])
-            for i, sample in enumerate(work.samples)
+            CloneRequest(voice_name=f"v{number}", language_tag="English", samples=[sample])
+            for number, sample in enumerate(work.samples)
         ]
-        for job in await client.submit_many(requests):
-            await job
+        return len([await job for job in await client.submit_many(requests)])
 
 
-def bare(server: Server, **options: object) -> httpx.AsyncClient:
-    """The httpx client that the rivals use; its timeout and pool are raised, or it would fail."""
-    return httpx.AsyncClient(
-        base_url=server.base_url,
-        headers={"Authorization": f"Bearer {server.token}"},
-        timeout=120,
-        limits=httpx.Limits(max_connections=None),
-        **options,
+async def physical_limit(server: MeasuringServer, work: Work) -> int:
+    """Write prepared bytes, read until the answer is there, again."""
+    url = urlsplit(server.base_url)
+    port = url.port
+    assert port is not None
+
+    async def exchange(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], request: bytes) -> None:
+        reader, writer = streams
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.rsplit(b"Content-Length: ", 1)[1]))
+
+    async def loop_over(requests: list[bytes], before: Iterable[asyncio.Semaphore], after: asyncio.Semaphore) -> None:
+        streams = await asyncio.open_connection("127.0.0.1", port)
+        while requests:
+            request = requests.pop()
+            for gate in before:
+                await gate.acquire()
+            await exchange(streams, request)
+            after.release()
+        streams[1].close()
+        await streams[1].wait_closed()
+
+    loops = []
+    for account in work.accounts:
+        jobs = [(number, sample) for number, to, sample in work.dealt() if to == account]
+        clones = [_prepared_clone(url.path, account, number) for number, _ in reversed(jobs)]
+        samples = [sample for _, sample in reversed(jobs)]
+        uploads = [_prepared_upload(url.path, account, sample) for sample in samples[: 1 if work.is_shared else None]]
+        done = asyncio.Semaphore(0)
+        # One upload serves all clones where they share it.
+        uploaded = asyncio.Semaphore(len(clones) - 1 if work.is_shared else 0)
+        loops += [loop_over(uploads, (), uploaded) for _ in range(PLACES)]
+        loops += [loop_over(clones, (uploaded,), done) for _ in range(PLACES)]
+    await asyncio.gather(*loops)
+    return len(work.samples)
+
+
+def _prepared_clone(base: str, account: str, number: int) -> bytes:
+    body = f'{{"account":"{account}","voice_name":"v{number}","language_tag":"English","files":"user:1-file:1"}}'
+    head = f"POST {base}/audio/clone-voice HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    return (head + body).encode()
+
+
+def _prepared_upload(base: str, account: str, sample: bytes) -> bytes:
+    head = (
+        f"POST {base}/audio/upload-sample/?account={account} HTTP/1.1\r\n"
+        f"Host: localhost\r\nContent-Type: audio/mpeg\r\nContent-Length: {len(sample)}\r\n\r\n"
+    )
+    return head.encode() + sample
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+async def contend(name: str, server: MeasuringServer, work: Work) -> int:
+    """Have a contender do the work; return how many voices it reports."""
+    if name == OURS:
+        return await this_library(server, work)
+    if name == LIMIT:
+        return await physical_limit(server, work)
+    return await run_rival(name, server, work)
+
+
+def measure(name: str, server: MeasuringServer, row: Row, sample: bytes) -> Run:
+    """Run one contender over one row, and check what it did."""
+    work = work_of(row.clones, server.accounts, sample, is_shared=row.is_shared)
+    server.reset(row.clone_s, row.clone_s * row.upload_share)
+    gc.collect()
+    start_s, cpu_s = time.perf_counter(), time.process_time()
+    reported = asyncio.run(contend(name, server, work))
+    makespan_s, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_s
+    figures = server.figures()
+    assert reported == figures.clones == figures.names == row.clones, f"{name}: {reported} of {row.clones}"
+    assert figures.breaches == 0, f"{name}: {figures.breaches} breaches"
+    places = PLACES * row.accounts
+    handovers_s = figures.handovers_s
+    return Run(
+        busy=figures.busy_s / (places * (figures.last_t - figures.first_t)),
+        whole=figures.busy_s / (places * makespan_s),
+        makespan_s=makespan_s,
+        cpu_ms=cpu_s / row.clones * 1000,
+        handover_p50_ms=statistics.median(handovers_s) * 1000,
+        handover_p99_ms=handovers_s[math.ceil(len(handovers_s) * 0.99) - 1] * 1000,
     )
 
 
-async def upload(client: httpx.AsyncClient, account: str, sample: bytes) -> str:
-    """Upload on bare httpx."""
-    answer = await client.post(
-        "/audio/upload-sample/", params={"account": account}, content=sample, headers={"Content-Type": "audio/mpeg"}
+def measure_row(row: Row, contenders: Sequence[str], sample: bytes) -> dict[str, list[Run]]:
+    """Run all contenders over one row, as often as it says."""
+    runs: dict[str, list[Run]] = {name: [] for name in contenders}
+    with measuring_server(row.accounts) as server:
+        for name in contenders:
+            measure(name, server, Row(4 * row.accounts, row.accounts, 0.01, 0.0), sample)
+        for _ in range(row.repeats):
+            for name, done in runs.items():
+                done.append(measure(name, server, row, sample))
+    return runs
+
+
+def measure_serial(sample: bytes) -> Run:
+    """The vendor's own way uses one place of all there are; a small row shows that."""
+    with measuring_server(3) as server:
+        return measure(SERIAL, server, Row(30, 3, 0.2, 0.1), sample)
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+
+def median(runs: list[Run], figure: str) -> float:
+    """The median of one figure."""
+    return statistics.median(getattr(run, figure) for run in runs)
+
+
+def with_spread(runs: list[Run], figure: str) -> str:
+    """The median of a share, with the lowest and highest where it was measured more than once."""
+    shares = [getattr(run, figure) for run in runs]
+    text = f"{statistics.median(shares):.2%}"
+    return text if len(shares) == 1 else f"{text} ({min(shares):.1%}-{max(shares):.1%})"
+
+
+def print_tables(results: dict[Row, dict[str, list[Run]]], contenders: list[str]) -> None:
+    """Busy places first, then what explains them."""
+
+    def print_one(title: str, cell: Callable[[list[Run]], str]) -> None:
+        print(f"\n{title}:\n")
+        rows = [(row, *(cell(runs[name]) for name in contenders)) for row, runs in results.items()]
+        print(table(("", *contenders), rows), flush=True)
+
+    print_one("Places busy, from the first clone's begin to the last one's end", partial(with_spread, figure="busy"))
+    print_one("The same, from before the client is opened to after it is closed", partial(with_spread, figure="whole"))
+    print_one(
+        "Hand-over of a place, p50 / p99 in ms",
+        lambda runs: f"{median(runs, 'handover_p50_ms'):.2f} / {median(runs, 'handover_p99_ms'):.1f}",
     )
-    answer.raise_for_status()
-    return str(answer.json()["fileID"])
-
-
-async def clone(client: httpx.AsyncClient, account: str, name: str, file_id: str) -> None:
-    """Clone on bare httpx."""
-    body = {"account": account, "voice_name": name, "language_tag": "English", "files": file_id}
-    answer = await client.post("/audio/clone-voice", json=body)
-    answer.raise_for_status()
-    assert answer.json()["voice_id"]
-
-
-async def both(client: httpx.AsyncClient, account: str, number: int, sample: bytes) -> None:
-    """Upload, then clone."""
-    await clone(client, account, f"v{number}", await upload(client, account, sample))
-
-
-async def serial_loop(server: Server, work: Work) -> None:
-    """The vendor's own way: one after the other."""
-    async with bare(server) as client:
-        for number, (account, sample) in enumerate(zip(itertools.cycle(work.accounts), work.samples)):
-            await both(client, account, number, sample)
-
-
-async def gather_and_semaphore(server: Server, work: Work) -> None:
-    """`asyncio.gather` with a `Semaphore(2)` per account around upload and clone."""
-    gates = {account: asyncio.Semaphore(2) for account in work.accounts}
-
-    async def one(number: int, account: str, sample: bytes) -> None:
-        async with gates[account]:
-            await both(client, account, number, sample)
-
-    async with bare(server) as client:
-        jobs = zip(itertools.count(), itertools.cycle(work.accounts), work.samples)
-        await asyncio.gather(*(one(*job) for job in jobs))
-
-
-async def with_aiometer(server: Server, work: Work) -> None:
-    """`aiometer.run_all` with `max_at_once=2`, one run per account."""
-    async with bare(server) as client:
-        by_account: dict[str, list[Callable[[], Awaitable[None]]]] = {account: [] for account in work.accounts}
-        for number, (account, sample) in enumerate(zip(itertools.cycle(work.accounts), work.samples)):
-            by_account[account].append(partial(both, client, account, number, sample))
-        await asyncio.gather(*(aiometer.run_all(jobs, max_at_once=2) for jobs in by_account.values()))
-
-
-CONTENDERS = {
-    "useapi_voice": this_library,
-    "gather + Semaphore(2), bare httpx": gather_and_semaphore,
-    "aiometer, bare httpx": with_aiometer,
-    "serial loop, bare httpx": serial_loop,
-}
-
-
-def run(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Measure each contender; the server counts."""
-    base = next(path for path in sample_paths() if path.suffix == ".mp3").read_bytes()
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    busy: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for repeat in range(options.repeats):
-        for name, contender in CONTENDERS.items():
-            if contender is serial_loop and repeat:
-                continue  # a minute each, and nothing to learn from the second
-            with sandbox_process(
-                accounts=options.accounts, clone_s=options.clone_s, upload_s=options.upload_s
-            ) as server:
-                accounts = list(server.ask("sandbox.accounts"))
-                warm = Work(6, accounts, [distinct(base, -number - 1) for number in range(6)])
-                asyncio.run(contender(server, warm))
-                before = server.ask("sum(sandbox.busy_s(a) for a in sandbox.accounts)")
-                work = Work(options.clones, accounts, [distinct(base, number) for number in range(options.clones)])
-                start = time.perf_counter()
-                asyncio.run(contender(server, work))
-                took = time.perf_counter() - start
-                assert server.ask("len(sandbox.voices())") == options.clones + 6
-                assert server.ask("len(sandbox.breaches)") == 0
-                busy_s = server.ask("sum(sandbox.busy_s(a) for a in sandbox.accounts)") - before
-                seconds[name].append(took)
-                busy[name].append(busy_s / (2 * len(accounts) * took))
-    return {
-        name: {"makespan_s": statistics.median(seconds[name]), "busy": statistics.median(busy[name])} for name in busy
-    }
+    print_one(
+        "The client's processor time for each clone, its upload included, in ms",
+        lambda runs: f"{median(runs, 'cpu_ms'):.2f}",
+    )
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clones", type=int, default=300)
-    parser.add_argument("--accounts", type=int, default=3)
-    parser.add_argument("--clone-s", type=float, default=0.2)
-    parser.add_argument("--upload-s", type=float, default=0.02)
-    parser.add_argument("--repeats", type=int, default=3)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="four short rows")
+    size.add_argument("--full", action="store_true", help="the whole matrix")
+    parser.add_argument("--only", default="", help="rows whose description has this in it")
+    parser.add_argument("--contender", action="append", choices=CONTENDERS, help="these alone")
+    parser.add_argument("--repeats", type=int, help="for each row, instead of its own number")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    results = run(options)
-    ideal_s = math.ceil(options.clones / (2 * options.accounts)) * options.clone_s
-    ours = results["useapi_voice"]["makespan_s"]
-    print(
-        f"{options.clones} clones, {options.accounts} accounts, clone {options.clone_s} s, upload {options.upload_s} s;"
-    )
-    print(f"medians of {options.repeats}. {machine()}\n")
-    rows = [("ideal: places never idle", f"{ideal_s:.2f}", "100 %", "100 %", f"{ideal_s / ours:.2f}")]
-    rows += [
-        (
-            name,
-            f"{row['makespan_s']:.2f}",
-            f"{ideal_s / row['makespan_s']:.1%}",
-            f"{row['busy']:.1%}",
-            f"{row['makespan_s'] / ours:.2f}",
-        )
-        for name, row in results.items()
-    ]
-    print(table(("", "makespan s", "of the ideal", "places busy (server)", "time, ours = 1"), rows))
-    report("throughput", {"options": {**vars(options), "json": None}, "results": results})
+    contenders = options.contender or list(CONTENDERS)
+    rows = whole_matrix() if options.full else QUICK if options.quick else CHOSEN
+    sample = next(path for path in sample_paths() if path.suffix == ".mp3").read_bytes()
+    print(machine(), flush=True)
+    results = {}
+    for row in rows:
+        if options.only in str(row):
+            results[row] = measure_row(replace(row, repeats=options.repeats or row.repeats), contenders, sample)
+            print(f"{row}: done", flush=True)
+    print_tables(results, contenders)
+    kept = {str(row): {name: [asdict(run) for run in runs] for name, runs in by.items()} for row, by in results.items()}
+    if not options.contender and not options.only:
+        serial = measure_serial(sample)
+        print(f"\nThe serial loop, 30 x 0.2 s on 3 accounts: {serial.busy:.1%}; it cannot do better at any size.")
+        kept[SERIAL] = {SERIAL: [asdict(serial)]}
+    report("throughput", {"results": kept})
 
 
 if __name__ == "__main__":

@@ -1,42 +1,78 @@
 """
 The same batch with trouble: 5 % 429 (`Retry-After` 1 s), 2 % lost answers, one account of three out of order.
 
-The rivals retry blindly, as their users do: up to five times on a refusal or a broken connection, after what
-`Retry-After` says or a second. What counts is what the server has at the end: voices that are missing, voices that were
-made (and are paid for) twice, and requests beyond the two that an account takes at once.
+The rivals (`_rivals.py`) retry blindly, as their users do: up to five times on a refusal or a broken connection, after
+what `Retry-After` says or a second. What counts is what the server has at the end: voices that are missing, voices that
+were made (and are paid for) twice, and requests beyond the two that an account takes at once. The server is the
+sandbox, in a process of its own: here its faults matter, not its speed. The rivals run side by side, each with a
+sandbox of its own, as they do little but wait; this library runs alone.
 
-    python benchmarks/trouble.py [--clones 120] [--clone-s 0.2] [--json FILE]
+    python benchmarks/trouble.py [--quick] [--clones 120] [--clone-s 0.2] [--repeats 2] [--json FILE]
+
+Ends within three minutes, with `--quick` within half a one.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
+import statistics
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import httpx
 from _common import Server, machine, report, sandbox_process, table
-from throughput import Work, bare, both, distinct
+from _rivals import RIVALS, Work, run_rival, work_of
 
 from useapi_voice import CloneError, CloneRequest, VoiceClient
 from useapi_voice.sandbox import sample_paths
 
+OURS, SERIAL = "useapi_voice", "serial loop"
 TRIES = 5
 RETRIED = {408, 429, 500, 502, 503, 504, 596}
 """What a retrying transport takes as worth another try."""
+SETTLE_AFTER_S = 2.0
+"""Ten times what a clone takes here; the library's default, 75 s, is little more than the longest clone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """
+    What one contender did.
+
+    Attributes:
+        reported: Voices that it says it made.
+        voices: Different voices that the server has.
+        missing: Voices that it has not.
+        doubled: Voices that it has beyond the first of a name.
+        unreported: Voices that it has, paid for, and that the contender says it could not make.
+        breaches: Clones that came while two were in progress.
+        makespan_s: Wall clock.
+    """
+
+    reported: int
+    voices: int
+    missing: int
+    doubled: int
+    unreported: int
+    breaches: int
+    makespan_s: float
 
 
 async def this_library(server: Server, work: Work) -> int:
     """`submit_many`, and await; returns how many voices were reported."""
     reported = 0
-    async with VoiceClient(server.token, base_url=server.base_url, api="audio", settle_after_s=2.0) as client:
+    async with VoiceClient(
+        server.token, base_url=server.base_url, api="audio", settle_after_s=SETTLE_AFTER_S
+    ) as client:
         requests = [
-            CloneRequest(voice_name=f"v{i}", language_tag="English", samples=[sample])
-            for i, sample in enumerate(work.samples)
+            CloneRequest(voice_name=f"v{number}", language_tag="English", samples=[sample])
+            for number, sample in enumerate(work.samples)
         ]
         for job in await client.submit_many(requests):
             try:
@@ -47,59 +83,29 @@ async def this_library(server: Server, work: Work) -> int:
     return reported
 
 
-async def insist(attempt: Callable[[], Awaitable[None]]) -> bool:
-    """Try again, as most retry helpers do."""
-    for _ in range(TRIES):
+async def insist(attempt: Callable[[], Awaitable[Any]]) -> Any:
+    """Try again, as most retry helpers do; the last error is raised."""
+    for tries_left in reversed(range(TRIES)):
         try:
-            await attempt()
+            return await attempt()
         except httpx.HTTPStatusError as error:
-            if error.response.status_code not in RETRIED:
-                return False
+            if error.response.status_code not in RETRIED or not tries_left:
+                raise
             await asyncio.sleep(float(error.response.headers.get("retry-after", 1)))
         except httpx.TransportError:
+            if not tries_left:
+                raise
             await asyncio.sleep(1)
-        else:
-            return True
-    return False
+    return None
 
 
-async def gather_and_semaphore(server: Server, work: Work) -> int:
-    """`asyncio.gather`, a `Semaphore(2)` per account, and blind retries."""
-    gates = {account: asyncio.Semaphore(2) for account in work.accounts}
-    async with bare(server) as client:
-
-        async def one(number: int, account: str, sample: bytes) -> bool:
-            async with gates[account]:
-                return await insist(lambda: both(client, account, number, sample))
-
-        jobs = zip(itertools.count(), itertools.cycle(work.accounts), work.samples)
-        return sum(await asyncio.gather(*(one(*job) for job in jobs)))
+def contend(name: str, server: Server, work: Work) -> int:
+    """Have a contender do the work; return how many voices it reports."""
+    if name == OURS:
+        return asyncio.run(this_library(server, work))
+    return asyncio.run(run_rival(name, server, work, insist))
 
 
-async def queue_and_workers(server: Server, work: Work) -> int:
-    """`asyncio.Queue` with two workers per account, which share the work, and blind retries."""
-    queue: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
-    for job in enumerate(work.samples):
-        queue.put_nowait(job)
-    made = 0
-    async with bare(server) as client:
-
-        async def serve(account: str) -> None:
-            nonlocal made
-            while not queue.empty():
-                number, sample = queue.get_nowait()
-                is_made = await insist(lambda: both(client, account, number, sample))  # noqa: B023 - awaited at once
-                made += is_made
-
-        await asyncio.gather(*(serve(account) for account in work.accounts for _ in range(2)))
-    return made
-
-
-CONTENDERS = {
-    "useapi_voice": this_library,
-    "gather + Semaphore(2), retries": gather_and_semaphore,
-    "asyncio.Queue, 2 workers an account, retries": queue_and_workers,
-}
 PLANT = """[
     sandbox.fail("clone-voice", F.rate_limited(1, "seconds"), probability=0.05, times=None),
     sandbox.fail("clone-voice", F.drop(made=True, at="end"), probability=0.02, times=None),
@@ -107,32 +113,59 @@ PLANT = """[
 ] and None"""
 
 
+def measure(name: str, clones: int, clone_s: float, sample: bytes, seed: int) -> Tally:
+    """Let one contender meet the trouble; the seed is the dice of the server."""
+    with sandbox_process(accounts=3, clone_s=clone_s, seed=seed) as server:
+        server.ask(PLANT.replace("F.", "__import__('useapi_voice.sandbox').sandbox.Fault."))
+        work = work_of(clones, list(server.ask("sandbox.accounts")), sample)
+        start_s = time.perf_counter()
+        reported = contend(name, server, work)
+        makespan_s = time.perf_counter() - start_s
+        time.sleep(clone_s)  # what runs on at the server after its client has given up
+        voices = Counter(server.ask("[voice.voice_name for voice in sandbox.voices()]"))
+        return Tally(
+            reported=reported,
+            voices=len(voices),
+            missing=clones - len(voices),
+            doubled=voices.total() - len(voices),
+            unreported=max(0, len(voices) - reported),
+            breaches=server.ask("len(sandbox.breaches)"),
+            makespan_s=makespan_s,
+        )
+
+
+def measure_all(sizes: dict[str, int], clone_s: float, sample: bytes, seed: int) -> dict[str, Tally]:
+    """This library alone, then all rivals at once."""
+    ours = measure(OURS, sizes[OURS], clone_s, sample, seed)
+    with ThreadPoolExecutor(len(RIVALS)) as threads:
+        running = {name: threads.submit(measure, name, sizes[name], clone_s, sample, seed) for name in RIVALS}
+        return {OURS: ours} | {name: tally.result() for name, tally in running.items()}
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clones", type=int, default=120)
+    parser.add_argument("--quick", action="store_true", help="30 clones, once")
+    parser.add_argument("--clones", type=int)
     parser.add_argument("--clone-s", type=float, default=0.2)
+    parser.add_argument("--repeats", type=int)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    base = next(path for path in sample_paths() if path.suffix == ".mp3").read_bytes()
-    rows = []
-    for name, contender in CONTENDERS.items():
-        with sandbox_process(accounts=3, clone_s=options.clone_s, seed=7) as server:
-            server.ask(PLANT.replace("F.", "__import__('useapi_voice.sandbox').sandbox.Fault."))
-            accounts = list(server.ask("sandbox.accounts"))
-            work = Work(options.clones, accounts, [distinct(base, number) for number in range(options.clones)])
-            start = time.perf_counter()
-            reported = asyncio.run(contender(server, work))
-            took_s = time.perf_counter() - start
-            time.sleep(options.clone_s)  # what runs on at the server after its client has given up
-            voices = Counter(server.ask("[voice.voice_name for voice in sandbox.voices()]"))
-            breaches = server.ask("len(sandbox.breaches)")
-        doubled = sum(count - 1 for count in voices.values())
-        rows.append((name, reported, len(voices), options.clones - len(voices), doubled, breaches, f"{took_s:.1f}"))
-    print(f"{options.clones} clones, 3 accounts of which one is out of order, clone {options.clone_s} s. {machine()}\n")
-    headers = ("", "reported", "voices", "missing", "doubled", "breaches", "makespan s")
-    print(table(headers, rows))
-    report("trouble", {"rows": [list(map(str, row)) for row in rows]})
+    count = options.clones or (30 if options.quick else 120)
+    repeats = options.repeats or (1 if options.quick else 2)
+    sample = next(path for path in sample_paths() if path.suffix == ".mp3").read_bytes()
+    # The serial loop waits out every refusal with nothing else to do: it gets a quarter of the work.
+    sizes = {name: count // 4 if name == SERIAL else count for name in (OURS, *RIVALS)}
+    runs = [measure_all(sizes, options.clone_s, sample, seed) for seed in range(1, repeats + 1)]
+    print(f"{count} clones ({sizes[SERIAL]} for the {SERIAL}), 3 accounts of which one is out of order,")
+    print(f"clone {options.clone_s} s; means of {repeats} runs with seeds of their own. {machine()}\n")
+    names = [field.name for field in fields(Tally)]
+    rows = [
+        (name, *(f"{statistics.mean(getattr(run[name], column) for run in runs):.3g}" for column in names))
+        for name in sizes
+    ]
+    print(table(("", *names), rows))
+    report("trouble", {"runs": [{name: asdict(tally) for name, tally in run.items()} for run in runs]})
 
 
 if __name__ == "__main__":

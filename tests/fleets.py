@@ -1,4 +1,4 @@
-"""What the tests of the fleet share: a PostgreSQL server, if there is one, and a database for each test."""
+"""What the tests of the fleet share: a PostgreSQL server, found or started, and a database for each test."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,23 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from clusters import shared_cluster, why_no_cluster
+from harness import wav
+
+from useapi_voice import CloneRequest, VoiceClient
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from _common import Server, sandbox_process
+
+__all__ = [
+    "CHILD", "SETTINGS", "Place", "Server", "Worker", "a_database", "ask", "on", "run_sql", "sandbox_process", "server",
+    "some_workers", "workers",
+]  # fmt: skip
+
+SETTINGS: dict[str, Any] = {"clone_timeout_s": 3.0, "settle_after_s": 2.0}
+"""What every client is told, so that what takes minutes takes seconds."""
+CHILD: dict[str, Any] = {**SETTINGS, "lease_margin_s": 0.5, "poll_s": 0.3}
+"""Of a worker in a process of its own."""
 
 LOOPBACK = "postgresql://postgres@127.0.0.1:5432/postgres"
 
@@ -52,12 +71,16 @@ def run_sql(url: str, *statements: str) -> list[Any]:
 
 @cache
 def server() -> tuple[str | None, str]:
-    """Return the URL of a server, or why there is none."""
+    """Return the URL of a server: the one named, else that on loopback, else one of our own; or why there is none."""
     url = _NAMED or LOOPBACK
     try:
         run_sql(url, "SELECT 1")
     except Exception as error:  # noqa: BLE001 - whatever it is, there is no server
-        return None, f"no PostgreSQL: {type(error).__name__}; name one in USEAPI_VOICE_TEST_POSTGRES"
+        cluster = None if _NAMED else shared_cluster()
+        if cluster is not None:
+            return cluster.url(), ""
+        why = f"{url.rpartition('@')[2]} says {type(error).__name__}" if _NAMED else why_no_cluster()
+        return None, f"{why}; or name a server in USEAPI_VOICE_TEST_POSTGRES"
     return url, ""
 
 
@@ -128,11 +151,46 @@ class Worker:
 @contextmanager
 def workers(count: int, **options: Any) -> Generator[list[Worker], None, None]:
     """Run so many working replicas."""
-    running = [Worker(**options) for _ in range(count)]
-    try:
+    with some_workers([Worker(**options) for _ in range(count)]) as running:
+        yield running
+
+
+@contextmanager
+def some_workers(running: list[Worker]) -> Generator[list[Worker], None, None]:
+    """Wait until these work, and end them afterwards."""
+    with contextlib.ExitStack() as stack:
+        for worker in running:
+            stack.callback(worker.stop)
         for worker in running:
             worker.wait_ready()
         yield running
-    finally:
-        for worker in running:
-            worker.stop()
+
+
+@dataclass
+class Place:
+    """Where a fleet lives."""
+
+    url: str
+    server: Server
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every client is told."""
+        return {"token": self.server.token, "base_url": self.server.base_url, "store": self.url}
+
+    @asynccontextmanager
+    async def client(self, **options: Any) -> AsyncIterator[VoiceClient]:
+        """Open a client in this process."""
+        async with VoiceClient(**{**self.options, **SETTINGS, **options}) as client:
+            yield client
+
+    def check(self, names: list[str]) -> None:
+        """Assert by the server's own count that no cap was broken, nothing lost and nothing doubled."""
+        assert self.server.ask("len(sandbox.breaches)") == 0
+        made = Counter(self.server.ask("[voice.voice_name for voice in sandbox.voices()]"))
+        assert made == Counter(names)
+
+
+def ask(name: str, **more: Any) -> CloneRequest:
+    """Make a request."""
+    return CloneRequest(voice_name=name, language_tag="English", samples=[wav()], **more)

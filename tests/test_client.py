@@ -583,7 +583,7 @@ async def test_the_token_shows_nowhere(caplog: pytest.LogCaptureFixture, tmp_pat
             TOKEN, base_url=base_url, api="audio", settle_after_s=0.1, unreachable_after_s=0.1, accounts=["a"]
         ) as client:
             jobs = await client.submit_many([ask(f"v{n}", files=["user:4242-minimax:a-file:1"]) for n in range(4)])
-            seen.extend([client, client.statistics(), jobs, vars(client), vars(client._queue), client._transport._auth])
+            seen.extend([client, client.statistics(), jobs, vars(client), vars(client._queue), vars(client._transport)])
             calls = [
                 *(job.result() for job in jobs),
                 client.config("nobody"),

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -272,6 +273,19 @@ async def test_streams_end_with_the_client() -> None:
                 except ValueError:
                     assert fails
         assert kinds[-1] == "cloned"
+
+
+@pytest.mark.slow  # real time, as a file is involved
+async def test_the_last_ending_is_told_with_a_store_too(tmp_path: Path) -> None:
+    """An ending that waits for its commit while the client closes is announced before the streams end."""
+    for number in range(5):
+        sandbox = Sandbox(accounts=["a"], clone_s=0.02)
+        async with in_process(sandbox, store=tmp_path / f"{number}.db") as client:
+            stream = client.events()
+            await client.submit(ask(files=[sandbox.add_sample()]))
+            while not sandbox.in_progress():
+                await anyio.sleep(0.001)
+        assert [event.kind async for event in stream][-1] == "cloned"
 
 
 def test_refusals_are_clone_errors() -> None:

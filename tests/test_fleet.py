@@ -10,52 +10,17 @@ from __future__ import annotations
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import anyio
+import asyncpg
 import pytest
-from fleets import a_database, run_sql, workers
-from harness import wav
+from fleets import CHILD, Place, a_database, ask, run_sql, sandbox_process, workers
 
-from useapi_voice import CloneCancelled, CloneRequest, ConfigurationError, StoreError, VoiceClient, VoiceInfo
+from useapi_voice import CloneCancelled, ConfigurationError, StoreError, VoiceClient, VoiceInfo
 from useapi_voice.stores import _replica, postgres
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from _common import Server, sandbox_process
-
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
-
-SETTINGS: dict[str, Any] = {"clone_timeout_s": 3.0, "settle_after_s": 2.0}
-CHILD: dict[str, Any] = {**SETTINGS, "lease_margin_s": 0.5, "poll_s": 0.3}
-
-
-@dataclass
-class Place:
-    """Where a fleet lives."""
-
-    url: str
-    server: Server
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What every client is told."""
-        return {"token": self.server.token, "base_url": self.server.base_url, "store": self.url}
-
-    @asynccontextmanager
-    async def client(self, **options: Any) -> AsyncIterator[VoiceClient]:
-        """Open a client in this process."""
-        async with VoiceClient(**{**self.options, **SETTINGS, **options}) as client:
-            yield client
-
-    def check(self, names: list[str]) -> None:
-        """Assert by the server's own count that no cap was broken, nothing lost and nothing doubled."""
-        assert self.server.ask("len(sandbox.breaches)") == 0
-        made = Counter(self.server.ask("[voice.voice_name for voice in sandbox.voices()]"))
-        assert made == Counter(names)
 
 
 @pytest.fixture
@@ -66,11 +31,6 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     options = getattr(request, "param", {"accounts": ["north", "south"], "clone_s": 0.2})
     with a_database() as url, sandbox_process(**options) as server:
         yield Place(url, server)
-
-
-def ask(name: str, **more: Any) -> CloneRequest:
-    """Make a request."""
-    return CloneRequest(voice_name=name, language_tag="English", samples=[wav()], **more)
 
 
 ONE = pytest.mark.parametrize("place", [{"accounts": ["north"], "clone_s": 0.03}], indirect=True)
@@ -302,3 +262,8 @@ async def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigurationError, match=r"pip install 'useapi-voice\[postgres\]'"):
         VoiceClient("user:1-token", store="postgresql://nowhere/fleet")
     VoiceClient("user:1-token")
+    # What is missing besides is a broken installation, which that command would not mend.
+    monkeypatch.setitem(sys.modules, "asyncpg", asyncpg)
+    monkeypatch.setitem(sys.modules, "pgqueuer.domain.settings", None)
+    with pytest.raises(ModuleNotFoundError, match="settings"):
+        VoiceClient("user:1-token", store="postgresql://nowhere/fleet")

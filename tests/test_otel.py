@@ -99,6 +99,21 @@ async def test_a_refusal_is_an_error_span_with_its_type() -> None:
     assert [point.value for point in telescope.metric("useapi_voice.gate")] == [0]
 
 
+async def test_news_of_accounts_and_of_jobs_never_seen_is_no_span() -> None:
+    """A slower account is counted once, an account that is out not at all; a job that ended before is none of ours."""
+    telescope = Telescope()
+    async with Sandbox(accounts=2, clone_s=0.05) as sandbox:
+        async with VoiceClient(sandbox.token, base_url=sandbox.base_url) as client:
+            sandbox.fail("clone-voice", Fault.account_error())
+            job = await client.submit(request_for("Early"))
+            async with instrument(client, tracer=telescope.tracer, meter=telescope.meter):
+                # As when the stream was opened between the job's last two events.
+                client._queue.registry.tell(job._job, "late_voice", voice_id="v")
+                await job
+            assert [span.name for span in telescope.spans].count("clone job") == 1
+            assert not telescope.metric("useapi_voice.throttled")
+
+
 async def test_what_did_not_end_within_the_block_is_closed_with_it() -> None:
     """Jobs that are under way when the block ends, or that ended before it began, leave no open span."""
     telescope = Telescope()

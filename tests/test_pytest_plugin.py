@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import anyio
 import pytest
@@ -52,6 +53,18 @@ def test_the_session_sandbox_lives_on(useapi_sandbox_session: Sandbox) -> None:
     useapi_sandbox_session.add_voice("Kept")
 
     assert [voice.voice_name for voice in useapi_sandbox_session.voices()] == ["Kept"]
+
+
+def test_nothing_need_be_set(tmp_path: Path) -> None:
+    """A project that overrides nothing gets one account whose clones take no time."""
+    (tmp_path / "test_theirs.py").write_text(
+        "def test_it(useapi_sandbox):\n    assert len(useapi_sandbox.accounts) == 1\n", encoding="utf-8"
+    )
+    told = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        capture_output=True, check=False, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert "1 passed" in told.stdout, told.stdout
 
 
 def test_a_run_that_uses_none_of_it_loads_no_sandbox() -> None:

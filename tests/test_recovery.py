@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from useapi_voice._recovery import (
     FAILURES_TO_GIVE_UP,
     LOOKS_AT,
     LOOKS_TO_PROVE,
+    SURELY_OLDER_S,
     Absent,
     Evidence,
     Found,
@@ -178,8 +180,9 @@ def test_every_world_is_judged_rightly(world: World) -> None:
         now_t += world.list_takes_s
         state = state.next(seen, claimed, now_t)
         assert looks <= len(LOOKS_AT) + len(world.fails) + LOOKS_TO_PROVE + 2 * FAILURES_TO_GIVE_UP
-    # Nobody's, new since the baseline, and yet too old; or without a date where nobody knows what was there before.
-    is_strange = world.has_baseline and world.has_stranger
+    # Nobody's, perhaps new, and yet too old; or without a date where nobody knows what was there before.
+    least_s = SURELY_OLDER_S + 2 * world.tolerance_s
+    is_strange = not world.has_baseline and any(age_s is not None and age_s <= least_s for age_s in world.older_s)
     is_doubtful = not world.has_baseline and (None in world.older_s or not world.has_create_time)
     match state:
         case Found(found, others):
@@ -190,11 +193,11 @@ def test_every_world_is_judged_rightly(world: World) -> None:
             assert not others or is_doubtful
         case Absent(known):
             assert world.made_at_s is None
-            assert not is_strange
+            assert not world.has_stranger
             assert asked_t >= SENT_T + world.settle_s
             assert complete >= known.looks >= LOOKS_TO_PROVE
         case Unclear():
-            assert any(world.fails) or is_doubtful or is_strange
+            assert any(world.fails) or is_doubtful or is_strange or world.has_stranger
         case _:
             raise AssertionError(state)
 
@@ -300,12 +303,14 @@ def test_one_voice_listed_twice_is_one() -> None:
     [
         (voice("v"), True),
         (voice("v", name=f"  {NAME} "), True),
+        (voice("v", name=unicodedata.normalize("NFD", NAME)), True),
         (voice("v", name="zoë"), False),
         (voice("v", name=None), False),
         (voice("v", -CLOCK_TOLERANCE_S), True),
         (voice("v", -CLOCK_TOLERANCE_S - 0.1), False),
         (voice("v", None), True),
         (VoiceInfo(voice_id="v", voice_name=NAME, create_time=0), True),
+        (VoiceInfo(voice_id="v", voice_name=NAME, create_time=(SENT_AT_MS - 1e9) / 1000), True),
         (VoiceInfo.model_validate({"voice_id": "v", "voice_name": NAME, "create_time": float("nan")}), True),
         (voice("claimed"), False),
         (voice("user:1-minimax:A-voice:claimed"), False),
@@ -317,18 +322,21 @@ def test_which_voices_fit(row: VoiceInfo, fits: bool) -> None:
 
 
 def test_a_new_voice_that_seems_too_old_proves_nothing() -> None:
-    """It was not there before and is nobody's: neither adopted, nor taken for absence; without a baseline it is old."""
+    """It may be new and is nobody's: neither adopted, nor taken for absence; only one that is surely old is old."""
     row = voice("v", -1000.0)
     doubtful = look([row], 100, replace(evidence(), looks=5))
     assert isinstance(doubtful, Waiting)
     end = look([row], 100, replace(evidence(), failures=FAILURES_TO_GIVE_UP - 1))
     assert isinstance(end, Unclear)
     assert "seems older" in end.reason
+    assert isinstance(look([row], 100, replace(evidence(has_baseline=False), proofs=1)), Waiting)
+    row = voice("v", -SURELY_OLDER_S - 1000)
+    assert isinstance(look([row], 100, replace(evidence(), proofs=1)), Waiting)
     assert isinstance(look([row], 100, replace(evidence(has_baseline=False), proofs=1)), Absent)
     assert isinstance(look([row], 100, replace(evidence(), proofs=1), ["v"]), Absent)
 
 
-@pytest.mark.parametrize("unset", [None, 0])
+@pytest.mark.parametrize("unset", [None, 0, -1, SENT_AT_MS / 1000])
 def test_a_voice_without_age_needs_a_baseline(unset: float | None) -> None:
     """It is adopted where the voices before are known; else it may have been there before, and the end is Unclear."""
     row = VoiceInfo(voice_id="v", voice_name=NAME, create_time=unset)

@@ -27,6 +27,7 @@ from useapi_voice._errors import (
     VoiceSlotsFull,
 )
 from useapi_voice._replies import (
+    FOR_EVER_S,
     Done,
     NoReply,
     NotSent,
@@ -396,6 +397,8 @@ WAITS: list[tuple[str, Mapping[str, str], object, float | None]] = [
     ("infinite", {"retry-after": "inf"}, None, None),
     ("infinite, then body", {"retry-after": "1e999"}, "2026-08-24T12:00:07Z", 7),
     ("not a number", {"retry-after": "nan"}, None, None),
+    ("longer than there are dates", {"retry-after": "1e300"}, None, FOR_EVER_S),
+    ("the last date of all", {"retry-after": "Fri, 31 Dec 9999 23:59:59 -1200"}, None, FOR_EVER_S),
     ("a zone out of this world", {"retry-after": f"Mon, 20 Nov 1995 19:12:08 +{'9' * 20}"}, None, None),
     ("empty", {"retry-after": ""}, None, None),
     ("header before body", {"retry-after": "3"}, "2026-08-24T12:00:07Z", 3),

@@ -567,6 +567,19 @@ async def test_a_lost_stream_leaves_no_copy(book: SampleBook, tmp_path: Path) ->
     assert copies(tmp_path) == []
 
 
+async def test_a_copy_is_whole_or_not_there(book: SampleBook, tmp_path: Path) -> None:
+    """Where it cannot be written, or its source has changed by then, nothing is left of it."""
+    path = tmp_path / "sample.wav"
+    path.write_bytes(TONE)
+    sample = await good(book, path)
+    with pytest.raises(FileNotFoundError):
+        await book.copy(sample, str(tmp_path / "nowhere" / "copy"))
+    path.write_bytes(tone(20))
+    with pytest.raises(SampleChanged):
+        await book.copy(sample, str(tmp_path / "copy"))
+    assert [found.name for found in tmp_path.iterdir() if found.is_file()] == ["sample.wav"]
+
+
 async def test_a_recycled_identity_is_not_believed(book: SampleBook) -> None:
     """Another object at the address of a lost one is another stream."""
     one, other = io.BytesIO(TONE), io.BytesIO(tone(20))

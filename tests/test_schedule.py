@@ -552,10 +552,11 @@ def test_a_job_still_uploading_does_not_keep_a_place_empty() -> None:
     assert harness.sent() == []
 
 
-def test_two_of_one_name_are_never_in_progress_at_one_account() -> None:
-    """Rule 2: the second waits, and another may go before it."""
+@pytest.mark.parametrize("other_spelling", ["Zoë x", " Zoë x ", "Zoë  x", "Zoe\u0308 x", "Zoë\u00a0x"])
+def test_two_of_one_name_are_never_in_progress_at_one_account(other_spelling: str) -> None:
+    """Rule 2: the second waits, and another may go before it; names are one that a list may spell alike."""
     harness = Harness()
-    first, second, other = harness.add(name="x"), harness.add(name=" x "), harness.add(name="y")
+    first, second, other = harness.add(name="Zoë x"), harness.add(name=other_spelling), harness.add(name="y")
     assert harness.sent() == [first, other]
     harness.finish(other)
     assert harness.sent() == []

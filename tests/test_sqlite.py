@@ -1149,6 +1149,24 @@ async def test_a_directory_that_was_deleted_under_a_store(path: Path) -> None:
             await store.add([spooled_job(3)])
 
 
+@pytest.mark.parametrize("is_replaced", [True, False])
+async def test_a_file_that_was_taken_away_promises_nothing(path: Path, is_replaced: bool) -> None:
+    """What only an unlinked file would have is not accepted, nor sent; a new file of that name is another's."""
+    async with life(path) as (store, _):
+        await store.add([a_job(1)])
+        path.unlink()
+        if is_replaced:
+            async with life(path) as (other, _):
+                await other.add([a_job(7)])
+        with pytest.raises(StoreError, match="deleted, moved or replaced"):
+            await store.add([a_job(2)])
+        with pytest.raises(StoreError, match="deleted, moved or replaced"):
+            await store.sent(send(a_job(1)))
+    if is_replaced:
+        async with life(path) as (other, _):
+            assert [job.seq async for job in other.jobs(None)] == [7]
+
+
 async def test_a_name_that_cannot_be_made_durable_is_no_obstacle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some systems cannot sync a directory; the copy is there all the same."""
     async with life(path) as (store, _):

@@ -451,6 +451,26 @@ async def test_uploads_are_remembered_by_account_and_content(member: Member) -> 
         assert found == [None, "file south", "other north", "other south"]
 
 
+async def test_a_voice_that_comes_after_the_ending_does_not_undo_it(member: Member) -> None:
+    """A job whose time was up may yet get a voice: it stays ended, as it did, and the voice is among its own."""
+    async with life(member) as (store, _):
+        late, doubtful = keyed(a_job(1, account=NORTH), "late"), a_job(2, account=NORTH)
+        await store.add([late, doubtful])
+        store.keep_baseline(NORTH, {"old"})
+        for job in (late, doubtful):
+            await store.sent(send(job))
+        await end(store, late, DeadlineExceeded("too late", clock="deadline_s", voice_may_exist=True))
+        late.surplus = (a_voice(7),)
+        store.changed(late)
+    async with life(member) as (store, recovered):
+        assert [job.id for job in recovered.jobs] == [doubtful.id]
+        assert dict(recovered.baselines) == {NORTH: {"old", voice_key(a_voice(7).voice_id)}}
+        found = await store.find("late")
+        assert found is not None
+        assert isinstance(found.outcome, DeadlineExceeded)
+        assert (found.state, found.surplus) == (JobState.EXPIRED, (a_voice(7),))
+
+
 async def test_a_baseline_is_found_where_a_job_may_have_made_a_voice(member: Member) -> None:
     """With it come the voices of jobs that ended there; accounts with nothing in progress, or none, are left out."""
     async with life(member) as (store, _):

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -319,15 +320,39 @@ async def test_a_clients_own_settings_are_left_alone() -> None:
     assert own.headers["authorization"].startswith("Basic ")
 
 
-async def test_an_own_client_is_closed() -> None:
-    """What the transport opened it closes; no socket is left to the garbage collector."""
-    async with talking(lambda _: Say()) as (made, _):
-        await made.send(PING)
-        http = made._client
-    assert http.is_closed
+async def test_own_connections_are_closed() -> None:
+    """What the transport opened it closes; no socket is left to the garbage collector, and none is opened later."""
+    async with talking(lambda _: Say()) as (made, heard):
+        for account in (None, "1", "1"):
+            await made.send(replace(PING, account=account))
+        pools = [line._transport._pool for line in made._own._lines.values()]  # type: ignore[union-attr,attr-defined]
+        assert [len(pool.connections) for pool in pools] == [1, 1]
+    assert [pool.connections for pool in pools] == [[], []]
+    late = await made.send(replace(PING, account="2"))
+    assert isinstance(late, NoReply)
+    assert not late.was_sent
+    assert len(heard) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gc.collect()
+
+
+async def test_a_proxy_of_the_environment_is_used_for_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for a tunnel, and sees no token; a host that the environment exempts goes without it."""
+    heard: list[Heard] = []
+
+    async def refuse(request: Heard) -> Say:
+        heard.append(request)
+        return Say(403)
+
+    async with serving(refuse) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.removesuffix("/v1/minimax"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.2")
+        async with transport("https://sandbox.invalid") as made, transport("https://127.0.0.2:1") as exempt:
+            answers = [await made.send(PING), await exempt.send(PING)]
+    assert [isinstance(answer, NoReply) and answer.was_sent for answer in answers] == [False, False]
+    assert [request.method for request in heard] == ["CONNECT"]
+    assert TOKEN not in repr(heard)
 
 
 async def test_a_proxy_of_the_environment_never_sees_a_loopback_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,9 +425,11 @@ async def test_a_body_is_sent_whole_every_time() -> None:
 async def test_a_body_is_closed_when_the_server_answers_early() -> None:
     """A source that was read half way is closed at once, not by the garbage collector."""
     raw = Raw(*[bytes(65536)] * 400)
-    async with transport("https://sandbox.invalid", http_client=httpx.AsyncClient(transport=Refuses())) as made:
+    async with (
+        httpx.AsyncClient(transport=Refuses()) as http,
+        transport("https://sandbox.invalid", http_client=http) as made,
+    ):
         reply = await made.send(UPLOAD, body=raw.body)
-        await made._client.aclose()
     assert isinstance(reply, Reply)
     assert reply.status == 413
     assert (raw.opened, raw.closed) == (1, 1)

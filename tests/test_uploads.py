@@ -34,10 +34,12 @@ from useapi_voice import (
     Sample,
     SampleRejected,
     ServerError,
+    StoreError,
     UnexpectedReply,
     VoiceClient,
 )
 from useapi_voice._errors import RequestInvalid, SampleChanged
+from useapi_voice._jobs import Fingerprint
 from useapi_voice._samples import SampleBook
 from useapi_voice._transport import GenerationChoice, Secret, Transport
 from useapi_voice._uploads import Uploads
@@ -77,6 +79,26 @@ async def test_a_content_goes_up_once_per_account() -> None:
     assert len(set(found)) == 2
     assert all(first == second for first, second in found)
     assert uploads.count == 2
+
+
+@virtual
+async def test_a_store_that_cannot_be_read_harms_no_job() -> None:
+    """What it might have known goes up once more, and once only; the client and its jobs go on."""
+
+    class Unreadable(MemoryStore):
+        async def file_id(self, account: str, sha256: str) -> str | None:
+            raise StoreError("the disk fails")
+
+    sandbox = Sandbox(accounts=["a"])
+    sandbox.now()
+    async with httpx.AsyncClient(transport=sandbox.transport()) as http, SampleBook() as book:
+        uploads = Uploads(
+            Transport(Secret(TOKEN), sandbox.base_url, GenerationChoice.of("audio"), http), book, Unreadable()
+        )
+        known = (Fingerprint("wav", sha256(wav()), len(wav()), None),)
+        found = [await uploads.ensure([Sample(wav())], "a", known) for _ in range(3)]
+    assert found == [(sandbox.uploads[0].file_id,)] * 3
+    assert len(sandbox.uploads) == 1
 
 
 @virtual

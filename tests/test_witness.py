@@ -15,6 +15,7 @@ from harness import TOKEN, Heard, Say, serving, virtual
 
 from useapi_voice import ServerError, UnexpectedReply, VoiceInfo, _witness
 from useapi_voice._recovery import Absent, Evidence, Found, Looking, Unclear
+from useapi_voice._schedule import ANY_ACCOUNT
 from useapi_voice._transport import GenerationChoice, Secret, Transport
 from useapi_voice._witness import BASELINE_TIMEOUT_S, Witness, list_voices
 from useapi_voice.sandbox import Fault, Sandbox
@@ -241,6 +242,24 @@ async def test_a_claimed_voice_is_another_jobs() -> None:
         _, end = await conclude(witness, account, evidence)
         assert isinstance(end, Absent)
         assert anyio.current_time() >= 75
+
+
+@virtual
+@pytest.mark.parametrize("is_nameless", [True, False])
+async def test_a_nameless_account_may_be_any_of_the_others(is_nameless: bool) -> None:
+    """What a job of the one has got, no job of the other can; what was merely there when it was listed is no claim."""
+    sandbox = Sandbox()
+    account = sandbox.accounts[0]
+    one, other = (ANY_ACCOUNT, account) if is_nameless else (account, ANY_ACCOUNT)
+    async with looking(sandbox) as (witness, _):
+        await witness.take_baseline(other)
+        evidence = evidence_of(witness, other)
+        lost = sandbox.add_voice("Ann")
+        await witness.take_baseline(one)
+        witness.claim(one, VoiceInfo(voice_id=sandbox.add_voice("Ann").voice_id))
+        _, end = await conclude(witness, other, evidence)
+        assert isinstance(end, Found)
+        assert (end.voice.voice_id, end.others) == (lost.voice_id, ())
 
 
 @virtual

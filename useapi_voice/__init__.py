@@ -100,7 +100,7 @@ __all__ = [
 _ROOMS = ("_errors", "_models", "_jobs", "_endpoints", "_pictures", "_events", "_client")
 
 # To a type checker the names are imported above, and any other is an error.
-if not TYPE_CHECKING:
+if not TYPE_CHECKING:  # pragma: no branch - nothing is run where it is true
 
     def __getattr__(name: str) -> object:
         """Load all public names at the first use of one; let reprs and tracebacks name them as users import them."""

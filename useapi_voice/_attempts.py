@@ -40,12 +40,13 @@ from .stores import JobStore
 logger = logging.getLogger("useapi_voice")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Sent:
     """An attempt whose request has left: where to, and when, by the loop's clock and by this machine's."""
 
     account: str
     t: float
+    """Moves on until the request has really left: from then on the remote has `settle_after_s`."""
     at: datetime
 
 
@@ -108,13 +109,13 @@ class Attempts:
         """
         Go on with an attempt that an earlier life of the process began, or another replica, so many seconds ago.
 
-        Without `ago_s` that is told by the wall clock, as no other outlives a process.
+        Without `ago_s` only the wall clock tells, as no other outlives a process. It may have been set meanwhile: it
+        says from when on a voice may be the job's, but that the remote is done is counted from now.
         """
-        account, sent_at = job.account or ANY_ACCOUNT, job.history[-1].sent_at
+        account, sent_at, now_t = job.account or ANY_ACCOUNT, job.history[-1].sent_at, self._clocks.now()
         if ago_s is None:
-            # One that was set back must not make it later than now.
-            ago_s = max(0.0, (datetime.now(UTC) - sent_at).total_seconds())
-        sent = _Sent(account, self._clocks.now() - ago_s, sent_at)
+            job.first_sent_t = now_t - max(0.0, (datetime.now(UTC) - sent_at).total_seconds())
+        sent = _Sent(account, now_t - (ago_s or 0.0), sent_at)
         self._schedule.occupy(job, account)
         self._running += 1
         self._start(self._see_through, job, sent, name=f"useapi_voice clone {job.id}")
@@ -132,11 +133,17 @@ class Attempts:
             await self._witness.take_baseline(account)
             if job.state is not JobState.READY or job.is_settled:
                 return
+            if not self._schedule.lanes[account].is_open(self._clocks.now()):
+                # The account was closed meanwhile, by a job that was still uploading.
+                self._registry.unstage(job)
+                self._registry.refuse_orphans()
+                return
             sent = await self._begin(job, account)
             if sent is not None:
                 answer = await self._transport.route(
                     lambda generation: _endpoints.clone_voice(generation, job.request, job.files, account or None),
                     read_timeout_s=self._settings.clone_timeout_s,
+                    on_left=lambda: setattr(sent, "t", self._clocks.now()),
                 )
                 await self._conclude(job, sent, answer)
 
@@ -152,13 +159,14 @@ class Attempts:
             is_over = True
         finally:
             self._running -= 1
-            self._schedule.free_place(job, account)
+            is_news = self._schedule.free_place(job, account)
             if is_over:
                 self._registry.floor.freed(job)
             if self._ended is not None:
                 self._ended.set()
                 self._ended = None
-            self._turn()
+            if is_news:  # else the next clone has left
+                self._turn()
 
     # --- sending -----------------------------------------------------------------------------------------------------
 
@@ -206,6 +214,7 @@ class Attempts:
             if voice is not None:
                 # The next clone leaves first; whoever waits for this one has waited a minute already.
                 self._schedule.free_place(job, sent.account)
+                self._lanes.succeeded(sent.account)
                 self._turn()
                 self.pace.note(self._clocks.now() - sent.t)
                 end_attempt(job, datetime.now(UTC), "cloned", status_code=verdict.status_code)
@@ -231,11 +240,11 @@ class Attempts:
 
     async def _got_voice(self, job: Job, account: str, voice: VoiceInfo) -> None:
         self._witness.claim(account, voice)
-        self._lanes.succeeded(account)
         if job.cancelling == "delete":
             await self._delete_unwanted(job, account, voice)
         elif job.is_settled:
             # Its deadline passed, or the client is closing: nobody waits, but the voice is there, and was paid for.
+            await self._registry.wait_for_ending(job)
             job.surplus += (voice,)
             logger.warning("voice %s of job %s turned up after the job had ended", voice.voice_id, job.id)
             self._registry.tell(job, "late_voice", voice_id=voice.voice_id)
@@ -299,6 +308,7 @@ class Attempts:
             ids = [voice.voice_id for voice in found.others]
             logger.warning("job %s: %d further voices fit it; they were left alone: %s", job.id, len(ids), ids)
             self._registry.tell(job, "surplus", voice_ids=ids)
+        self._lanes.succeeded(sent.account)
         await self._got_voice(job, sent.account, found.voice)
 
     def _was_absent(self, job: Job, unknown: Unknown) -> None:

@@ -219,7 +219,11 @@ class VoiceClient:
                     yield
         finally:
             with anyio.CancelScope(shield=True):
-                await store.aclose()
+                try:
+                    await store.aclose()
+                finally:
+                    # After the store, which announces the last endings; readers must learn of the end in any case.
+                    self._queue.registry.hub.close()
                 await book.aclose()
                 await transport.aclose()
 

@@ -191,7 +191,7 @@ class FleetFloor(Floor):
         job = self._bring_here(job)
         self._pins[job.id] = job.pinned
         job.pinned = job.account = account
-        job.first_sent_t = _first_sent_t(job, account)
+        job.first_sent_t = _first_sent_t(job, account, sent_ago_s)
         if ledger is not None:
             self._witness.replace(account, ledger)
         if sent_ago_s is not None:
@@ -334,12 +334,16 @@ class FleetFloor(Floor):
         self._turn()
 
 
-def _first_sent_t(job: Job, account: str) -> float | None:
-    """When its first request left for this account: by the sender's clock and this host's, as no other is left."""
+def _first_sent_t(job: Job, account: str, sent_ago_s: float | None) -> float | None:
+    """When its first request left for this account; what its last one does not tell, by the clocks of its senders."""
     first = next((attempt for attempt in job.history if attempt.account == (account or None)), None)
     if first is None:
         return None
-    return anyio.current_time() - max(0.0, (datetime.now(UTC) - first.sent_at).total_seconds())
+    if sent_ago_s is None:
+        ago_s = (datetime.now(UTC) - first.sent_at).total_seconds()
+    else:
+        ago_s = sent_ago_s + (job.history[-1].sent_at - first.sent_at).total_seconds()
+    return anyio.current_time() - max(0.0, ago_s)
 
 
 def _take_facts(known: Job, stored: Job) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, ClassVar, Final, Self
@@ -36,6 +37,15 @@ def account_of(wrapped_id: str) -> str | None:
     """
     found = _WRAPPED_ID.search(wrapped_id)
     return found["account"] if found else None
+
+
+def name_key(voice_name: str) -> str:
+    """
+    Return what two spellings of one voice name share: the remote may trim it, and may compose its characters anew.
+
+    Source: [I]; that a list gives a name back as it was submitted is documented nowhere.
+    """
+    return " ".join(unicodedata.normalize("NFC", voice_name).split())
 
 
 class Sample:

@@ -129,9 +129,8 @@ class CloneQueue:
                     self.registry.abandon()
                     tasks.cancel_scope.cancel()
         finally:
-            # Whatever the body raised, readers of events must learn that this is the end, and callers that it is over.
+            # Whatever the body raised, callers must learn that it is over.
             self._tasks = None
-            self.registry.hub.close()
 
     def _resume(self, recovered: Recovered) -> None:
         """Go on where an earlier life stopped: what it sent is looked for first, and occupies its places until then."""
@@ -139,16 +138,30 @@ class CloneQueue:
         now_t, now_at = self._clocks.now(), datetime.now(UTC)
         for account, until in recovered.pauses.items():
             self._schedule.lane(account).gate_t = now_t + (until - now_at).total_seconds()
-        if not self._settings.resume:
-            return
         in_progress = [job for job in recovered.jobs if job.state in OCCUPYING_STATES]
         for account in {job.account or ANY_ACCOUNT for job in in_progress}:
             self._witness.resume(account, recovered.baselines.get(account))
+        if not self._settings.resume:
+            for job in in_progress:
+                self._leave_place(job)
+            return
         for job in in_progress:
             self._resume_attempt(job)
         for job in recovered.jobs:
             if job.state is JobState.QUEUED:
                 self._resume_waiting(job)
+
+    def _leave_place(self, job: Job) -> None:
+        """Nobody here asks what became of its request, but the remote may be at it still."""
+        account = job.account or ANY_ACCOUNT
+        self._schedule.occupy(job, account)
+
+        def free() -> None:
+            # Else it was submitted again by its key, and its own attempt has the place.
+            if self._schedule.lanes[account].places.get(job.id) is job:
+                self._schedule.free_place(job, account)
+
+        self._clocks.ring_at(self._clocks.now() + self._settings.settle_after_s, free)
 
     def _resume_waiting(self, job: Job) -> None:
         job.account = job.pinned
@@ -274,7 +287,7 @@ class CloneQueue:
         most = self._settings.max_pending
         # A job that has ended may still occupy a place, but is not among the jobs any more.
         places = (job for lane in self._schedule.lanes.values() for job in lane.places.values())
-        waiting = len(self.registry.jobs) - sum(not job.is_settled for job in places)
+        waiting = len(self.registry.jobs) - sum(job.id in self.registry.jobs for job in places)
         waiting += len(self.registry.floor.elsewhere)
         count = sum(key is None or key not in self.registry.keys for key in keys)
         if most is not None and count and waiting + count > most:
@@ -299,7 +312,6 @@ class CloneQueue:
             elif self._store.is_shared:
                 registry.remember_key(registry.floor.expect(job))
             elif job.state in OCCUPYING_STATES:
-                self._witness.resume(job.account or ANY_ACCOUNT, None)
                 self._resume_attempt(job)
             else:
                 self._resume_waiting(job)

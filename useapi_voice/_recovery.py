@@ -19,7 +19,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ._models import VoiceInfo
+from ._models import VoiceInfo, name_key
 
 LOOKS_AT: Final = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 """When to look, in parts of `settle_after_s` since the request left: with 75 s at 7.5, 15, 22.5 ... 75 s."""
@@ -33,6 +33,11 @@ CLOCK_TOLERANCE_S: Final = 3.0
 """The server's `Date` has whole seconds, and our measure of its clock includes the network's delay."""
 BLIND_CLOCK_TOLERANCE_S: Final = 60.0
 """The same where the server never sent a `Date`."""
+
+SURELY_OLDER_S: Final = 24 * 3600.0
+"""How much older a namesake must be to be another's, where the voices before are not known: clocks differ by zones."""
+EARLIEST_MS: Final = 1e12
+"""September 2001: a `create_time` before that is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +136,11 @@ class Looking:
         if found:
             doubt = f"a voice named {self.evidence.voice_name!r} has no create_time, and may have been there before"
             return self._after_failure(ListingFailed(doubt, is_final=False), now_t)
-        if self.evidence.has_baseline and _named_alike(seen.voices, self.evidence, claimed):
-            # It came after the baseline and is nobody's, but its create_time is too early: the remote's clocks
-            # disagree, or it is late, or a stranger's. Not surely ours, so not adopted; not surely another's, so no
-            # proof either.
-            doubt = f"a voice named {self.evidence.voice_name!r} is new, but seems older than this request"
+        alike = _named_alike(seen.voices, self.evidence, claimed)
+        if any(self.evidence.has_baseline or not _is_older(voice, self.evidence, SURELY_OLDER_S) for voice in alike):
+            # It is nobody's and may be new, but its create_time is too early: the remote's clocks disagree, or it is
+            # late, or a stranger's. Not surely ours, so not adopted; not surely another's, so no proof either.
+            doubt = f"a voice named {self.evidence.voice_name!r} may be new, but seems older than this request"
             return self._after_failure(ListingFailed(doubt, is_final=False), now_t)
         proofs = self.evidence.proofs + (seen.asked_t >= self.evidence.settles_t)
         evidence = replace(self.evidence, looks=self.evidence.looks + 1, proofs=proofs, failures=0)
@@ -208,20 +213,25 @@ def candidates(voices: Sequence[VoiceInfo], evidence: Evidence, claimed: Collect
 
 
 def _named_alike(voices: Sequence[VoiceInfo], evidence: Evidence, claimed: Collection[str]) -> list[VoiceInfo]:
-    name = evidence.voice_name.strip()
+    name = name_key(evidence.voice_name)
     return [
         voice
         for voice in voices
-        if (voice.voice_name or "").strip() == name and voice_key(voice.voice_id) not in claimed
+        if name_key(voice.voice_name or "") == name and voice_key(voice.voice_id) not in claimed
     ]
 
 
-def _is_older(voice: VoiceInfo, evidence: Evidence) -> bool:
-    # The remote writes 0 for a time that is not set, and that says nothing of age.
-    if not voice.create_time:
+def _is_older(voice: VoiceInfo, evidence: Evidence, by_s: float = 0.0) -> bool:
+    if not _tells_age(voice):
         return False
-    return voice.create_time < evidence.sent_at_ms - evidence.clock_tolerance_s * 1000
+    return (voice.create_time or 0.0) < evidence.sent_at_ms - (evidence.clock_tolerance_s + by_s) * 1000
 
 
 def _is_proven_new(voice: VoiceInfo, evidence: Evidence) -> bool:
-    return evidence.has_baseline or bool(voice.create_time)
+    return evidence.has_baseline or _tells_age(voice)
+
+
+def _tells_age(voice: VoiceInfo) -> bool:
+    # The remote writes 0 for a time that is not set; and what would be a date before the remote was is none either, say
+    # seconds where milliseconds are documented.
+    return voice.create_time is not None and voice.create_time >= EARLIEST_MS

@@ -225,6 +225,13 @@ class Registry:
         self.tell_ending(job, outcome)
         job.call_watchers()
 
+    async def wait_for_ending(self, job: Job) -> None:
+        """Wait until the ending of a settled job is on record, and told."""
+        if job.outcome is None:
+            announced = anyio.Event()
+            job.watch(announced.set)
+            await announced.wait()
+
     def forget_key(self, job: Job) -> bool:
         """Know the job by its key no longer; return whether it was."""
         if job.key is None or self.keys.get(job.key) is not job:

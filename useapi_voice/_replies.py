@@ -38,6 +38,8 @@ SLOTS_FULL_CODE: Final = 2600010
 """[D C26] for the number; its HTTP status and its place in the body were not readable, so it is looked for anywhere."""
 PACE_WAIT_S: Final = 20.0
 """Seconds to wait after a 429 without advice, as the vendor's own clients do [D JS-S, JS-V]."""
+FOR_EVER_S: Final = 10 * 365 * 24 * 3600.0
+"""What a longer `Retry-After` counts as: ten years from now is a date still, and ten thousand are not."""
 ACCOUNT_ERROR_STATUS: Final = 596
 """[D U26, X26, Q26]: outside the registered range; a client that retries unknown 5xx would knock on a closed door."""
 
@@ -407,10 +409,10 @@ def _retry_after_s(reply: Reply, envelope: Mapping[str, Any]) -> float | None:
     except ValueError:
         wait_s = math.nan
     if math.isfinite(wait_s):
-        return max(0.0, wait_s)
+        return min(FOR_EVER_S, max(0.0, wait_s))
     until = _http_date(header) or _iso_time(envelope.get("retryAfter"))
     now = server_time(reply) or reply.received_at
-    return None if until is None else max(0.0, (until - now).total_seconds())
+    return None if until is None else min(FOR_EVER_S, max(0.0, (until - now).total_seconds()))
 
 
 def server_time(reply: Reply) -> datetime | None:

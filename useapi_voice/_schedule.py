@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ._jobs import Job, JobState
+from ._models import name_key
 from ._replies import PACE_WAIT_S, Refused, Scope
 
 ANY_ACCOUNT: Final = ""
@@ -239,11 +240,13 @@ class Schedule:
         job.account = job.pinned
         self.add(job)
 
-    def free_place(self, job: Job, account: str) -> None:
-        """The remote is done with this job's request."""
+    def free_place(self, job: Job, account: str) -> bool:
+        """The remote is done with this job's request; return whether that is news."""
         lane = self.lanes[account]
-        if lane.places.pop(job.id, None) is not None:
-            lane.names = {_name(other) for other in lane.places.values()}
+        if lane.places.pop(job.id, None) is None:
+            return False
+        lane.names = {_name(other) for other in lane.places.values()}
+        return True
 
     def occupy(self, job: Job, account: str) -> None:
         """A request of this job is under way at this account, perhaps from an earlier life of the process."""
@@ -357,7 +360,8 @@ class Schedule:
         if self.is_paused:
             return
         for lane in self.lanes.values():
-            yield from self._send_ready(lane, now_t)
+            if lane.ready and len(lane.places) < lane.limit:
+                yield from self._send_ready(lane, now_t)
         while (stage := self._next_to_stage(now_t) or self._next_to_move(now_t)) is not None:
             stage.job.account = stage.account
             lane = self.lanes[stage.account]
@@ -367,9 +371,12 @@ class Schedule:
 
     def wake_at(self, now_t: float) -> float:
         """Loop time at which `assign`, or a look at a closed lane, has something to do for no other reason."""
-        gates = [lane.gate_t for lane in self.lanes.values() if lane.gate_t > now_t]
-        looks = [lane.look_again_t for lane in self.lanes.values()]
-        return min(gates + looks, default=float("inf"))
+        wake_t = float("inf")
+        for lane in self.lanes.values():
+            if now_t < lane.gate_t < wake_t:
+                wake_t = lane.gate_t
+            wake_t = min(wake_t, lane.look_again_t)
+        return wake_t
 
     def lanes_to_look_at(self, now_t: float) -> list[Lane]:
         """Closed lanes whose time has come to be asked about."""
@@ -407,10 +414,14 @@ class Schedule:
 
     def _next_to_stage(self, now_t: float) -> Stage | None:
         """The least loaded lane that has room and work, with its most urgent job."""
+        has_pool = bool(self.pool)
         best: Lane | None = None
+        least = 0
         for lane in self.lanes.values():
-            if (best is None or lane.load < best.load) and lane.is_open(now_t) and self._wants_job(lane):
-                best = lane
+            load = len(lane.places) + len(lane.uploading) + len(lane.ready)
+            has_work = (has_pool and lane.serves_pool) or bool(lane.waiting)
+            if has_work and (best is None or load < least) and lane.is_open(now_t) and self._has_room(lane):
+                best, least = lane, load
         if best is None:
             return None
         own = best.waiting.peek()
@@ -418,11 +429,10 @@ class Schedule:
         heap = self.pool if own is None or (pooled is not None and pooled < own) else best.waiting
         return Stage(heap.pop(), best.account)
 
-    def _wants_job(self, lane: Lane) -> bool:
-        has_work = bool(lane.waiting) or (lane.serves_pool and bool(self.pool))
+    def _has_room(self, lane: Lane) -> bool:
         room = max(0, lane.limit - self._occupied(lane)) + LOOKAHEAD
-        if not has_work or lane.staged < room:
-            return has_work
+        if lane.staged < room:
+            return True
         # Jobs of one name go one after the other: a few of them at the front must not keep a second place empty.
         names = {_name(job) for jobs in (lane.uploading, lane.ready) for job in jobs.values()}
         return lane.staged < MOST_STAGED and len(names - self._names_in_progress(lane)) < room
@@ -459,4 +469,4 @@ class Schedule:
 
 
 def _name(job: Job) -> str:
-    return job.request.voice_name.strip()
+    return name_key(job.request.voice_name)

@@ -15,8 +15,7 @@ import ipaddress
 import json
 import logging
 import random
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +42,7 @@ from ._replies import (
     server_time,
 )
 from ._version import __version__
+from ._wire import ClientLine, Line, OwnLines, headers_of
 
 logger = logging.getLogger("useapi_voice")
 
@@ -94,17 +94,6 @@ class Secret:
     def sign(self, request: httpx.Request) -> None:
         """Put the token into this request's Authorization header."""
         request.headers["Authorization"] = f"Bearer {self._value}"
-
-
-class _Bearer(httpx.Auth):
-    """Signs each request on its own, so that an injected client is never changed, nor its own `auth` used."""
-
-    def __init__(self, secret: Secret) -> None:
-        self._secret = secret
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        self._secret.sign(request)
-        yield request
 
 
 def check_token(secret: Secret) -> Secret:
@@ -197,19 +186,6 @@ class Body:
     size_bytes: int
 
 
-def _own_client(base_url: str) -> httpx.AsyncClient:
-    is_tls = base_url.startswith("https:")
-    return httpx.AsyncClient(
-        # Plain http is for loopback alone: a proxy that the environment names would see the token.
-        trust_env=is_tls,
-        # Reading the certificates of the world takes a fifth of a second, which plain http has no use for.
-        verify=True if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-        # The lanes are the limit, not the pool: a pool smaller than them would answer with PoolTimeout. Connections are
-        # not kept idle for long: one that the other side closed meanwhile costs a clone its answer.
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2.0),
-    )
-
-
 class Transport:
     """
     Sends calls over one httpx client, its own or the caller's.
@@ -230,11 +206,10 @@ class Transport:
         http_client: httpx.AsyncClient | None = None,
         on_switch: Callable[[Generation], None] = lambda generation: None,
     ) -> None:
-        self._auth = _Bearer(secret)
         self._base_url = base_url
         self._choice = choice
-        self._is_own = http_client is None
-        self._client = http_client or _own_client(base_url)
+        self._own = OwnLines(base_url, secret) if http_client is None else None
+        self._given = None if http_client is None else ClientLine(http_client, secret)
         self._on_switch = on_switch
         self.server_epoch_s: float | None = None
         """What to add to loop time for the remote's clock, in epoch seconds; `None` before its first `Date`."""
@@ -245,9 +220,9 @@ class Transport:
         return self._choice.current
 
     async def aclose(self) -> None:
-        """Close the client, if it is our own."""
-        if self._is_own:
-            await self._client.aclose()
+        """Close the connections that are our own."""
+        if self._own is not None:
+            await self._own.aclose()
 
     async def route(
         self,
@@ -255,17 +230,18 @@ class Transport:
         *,
         body: Body | None = None,
         read_timeout_s: float = READ_TIMEOUT_S,
+        on_left: Callable[[], None] = lambda: None,
     ) -> Answer:
         """
         Send a call by the generation in use, and by the next one where its route proves to be gone.
 
         A route that is gone has done nothing, so this is safe for clone-voice too. If both are gone, the first answer
-        is the one that counts.
+        is the one that counts. `on_left` is called each time it leaves; see `send`.
         """
         choice = self._choice
         generation = choice.current
         call = build(generation)
-        first = await self.send(call, body=body, read_timeout_s=read_timeout_s)
+        first = await self.send(call, body=body, read_timeout_s=read_timeout_s, on_left=on_left)
         # A route that both generations share, or that only one has, says nothing of this one. And another call may have
         # settled the choice in the meantime, either way.
         if call.generation is not generation or (choice.is_settled and choice.current is generation):
@@ -273,7 +249,7 @@ class Transport:
         if not route_is_gone(first):
             choice.is_settled = choice.is_settled or isinstance(interpret(first), Done)
             return first
-        second = await self.send(build(SPEECH), body=body, read_timeout_s=read_timeout_s)
+        second = await self.send(build(SPEECH), body=body, read_timeout_s=read_timeout_s, on_left=on_left)
         if route_is_gone(second):
             return first
         if isinstance(second, Reply) and not choice.is_settled:
@@ -317,34 +293,60 @@ class Transport:
             await anyio.sleep(wait_s)
             attempt += 1
 
-    async def send(self, call: Call, *, body: Body | None = None, read_timeout_s: float = READ_TIMEOUT_S) -> Answer:
-        """Send one call once. Whatever happens becomes a value, but for cancellation and `SampleChanged`."""
+    async def send(
+        self,
+        call: Call,
+        *,
+        body: Body | None = None,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        on_left: Callable[[], None] = lambda: None,
+    ) -> Answer:
+        """
+        Send one call once. Whatever happens becomes a value, but for cancellation and `SampleChanged`.
+
+        `on_left` is called at once, and again when the request begins to leave, where that can be seen: a caller's
+        client may have no connection for it for a long time.
+        """
         try:
-            return await self._send(call, body, read_timeout_s)
+            return await self._send(call, body, read_timeout_s, on_left)
         except SampleChanged as error:
             changed = str(error)
         # Anew: the frames that the error came through have the token among their locals.
         raise SampleChanged(changed)
 
-    async def _send(self, call: Call, body: Body | None, read_timeout_s: float) -> Answer:
+    async def _send(self, call: Call, body: Body | None, read_timeout_s: float, on_left: Callable[[], None]) -> Answer:
         chunks = None if body is None else body.chunks()
         try:
-            request = self._build(call, chunks, body, read_timeout_s)
+            line = self._line_of(call.account)
+            request = self._build(line, call, chunks, body, read_timeout_s)
         except Exception as error:  # noqa: BLE001 - say a name that cannot be encoded: whatever it is, nothing was sent
             return NoReply(was_sent=False, reason=_in_words(error))
+        request.extensions = {**request.extensions, "trace": _Departure(on_left)}
+        on_left()
         sent_t = anyio.current_time()
         whole_s = read_timeout_s if body is None else None
         with anyio.move_on_after(None if whole_s is None else whole_s + CONNECT_TIMEOUT_S + GRACE_S):
             try:
-                return await self._exchange(request, None if whole_s is None else sent_t + whole_s + GRACE_S)
+                return await self._exchange(line, request, None if whole_s is None else sent_t + whole_s + GRACE_S)
             finally:
                 if chunks is not None:
                     # httpx leaves an upload that ends early to the garbage collector, and with it the open file.
                     await chunks.aclose()
         return NoReply(was_sent=True, reason=f"no whole answer within {read_timeout_s:g} s")
 
+    def _line_of(self, account: str | None) -> Line:
+        if self._own is not None:
+            return self._own.of(account)
+        assert self._given is not None  # noqa: S101 - there is one or the other
+        return self._given
+
     def _build(
-        self, call: Call, chunks: AsyncIterator[bytes] | None, body: Body | None, read_timeout_s: float
+        self,
+        line: Line,
+        call: Call,
+        chunks: AsyncIterator[bytes] | None,
+        body: Body | None,
+        read_timeout_s: float,
     ) -> httpx.Request:
         headers = {"Accept": "application/json", "User-Agent": f"useapi-voice/{__version__}"}
         content: bytes | AsyncIterator[bytes] | None = chunks
@@ -353,27 +355,20 @@ class Transport:
         elif call.body is not None:
             headers["Content-Type"] = "application/json"
             content = json.dumps(call.body).encode()
-        return self._client.build_request(
-            call.method,
-            self._base_url + call.path,
-            params=call.params or None,
-            content=content,
-            headers=headers,
-            # No limit on waiting for a connection: the lanes bound how many there are.
-            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_timeout_s, pool=None),
-        )
+        # No limit on waiting for a connection: the lanes bound how many there are.
+        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_timeout_s, pool=None)
+        return line.build(call.method, self._base_url + call.path, call.params, content, headers, timeout)
 
-    async def _exchange(self, request: httpx.Request, deadline_t: float | None) -> Answer:
+    async def _exchange(self, line: Line, request: httpx.Request, deadline_t: float | None) -> Answer:
         status: int | None = None
         try:
-            response = await self._client.send(request, stream=True, auth=self._auth, follow_redirects=False)
+            response = await line.send(request)
             status, answered_t = response.status_code, anyio.current_time()
             try:
                 content = await _read_whole(response, deadline_t)
             finally:
                 await response.aclose()
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            reply = Reply(status, headers, content, datetime.now(UTC))
+            reply = Reply(status, headers_of(response), content, datetime.now(UTC))
             theirs = server_time(reply)
             if theirs is not None:
                 # Against loop time, which nobody sets: our own wall clock may be stepped while a clone is in progress.
@@ -387,6 +382,19 @@ class Transport:
             if isinstance(error, _NOT_SENT):
                 return NoReply(was_sent=False, reason=f"{_in_words(error)} ({request.url.netloc.decode()})")
             return NoReply(was_sent=True, reason=_in_words(error), status=status)
+
+
+class _Departure:
+    """Learns from httpcore what becomes of a request, and tells when the first of it is written."""
+
+    __slots__ = ("_on_left",)
+
+    def __init__(self, on_left: Callable[[], None]) -> None:
+        self._on_left = on_left
+
+    async def __call__(self, name: str, info: Mapping[str, Any]) -> None:
+        if name.endswith("send_request_headers.started"):
+            self._on_left()
 
 
 class _ReplyTooLarge(Exception):

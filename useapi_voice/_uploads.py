@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import anyio
 
 from . import _endpoints, _replies
-from ._errors import Fault, SampleChanged, request_invalid
+from ._errors import Fault, SampleChanged, StoreError, request_invalid
 from ._jobs import Fingerprint
 from ._models import Sample, UploadedSample
 from ._samples import Inspected, SampleBook
 from ._transport import Body, Transport
 from .stores import JobStore
+
+logger = logging.getLogger("useapi_voice")
 
 
 @dataclass(slots=True)
@@ -73,7 +76,15 @@ class Uploads:
         flight = self._flights.get((account, sha256))
         if flight is not None and flight.uploaded is not None:
             return flight.uploaded.file_id
-        return await self._store.file_id(account, sha256)
+        return await self._ask_store(account, sha256)
+
+    async def _ask_store(self, account: str, sha256: str) -> str | None:
+        try:
+            return await self._store.file_id(account, sha256)
+        except StoreError as error:
+            # At the worst it goes up once more; a store that fails is no reason for a job to.
+            logger.warning("whether a sample is on account %s already cannot be looked up: %s", account, error)
+            return None
 
     async def upload(
         self, sample: Sample, account: str, field_name: str, expected_sha256: str | None = None
@@ -98,7 +109,7 @@ class Uploads:
                 return flight.uploaded
         flight = self._flights[key] = _Flight()
         try:
-            file_id = await self._store.file_id(account, sha256)
+            file_id = await self._ask_store(account, sha256)
             if file_id is None:
                 flight.uploaded = uploaded = await self._send(inspected, account)
                 self._store.uploaded(account, sha256, uploaded.file_id)

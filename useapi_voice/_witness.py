@@ -18,6 +18,7 @@ from . import _endpoints, _recovery, _replies
 from ._errors import ApiError, UnexpectedReply
 from ._models import VoiceInfo, VoicePage
 from ._recovery import Absent, Evidence, Found, Listing, ListingFailed, Looking, Unclear, Waiting, voice_key
+from ._schedule import ANY_ACCOUNT
 from ._transport import Transport
 from .stores import JobStore, Ledger
 
@@ -48,10 +49,17 @@ class Witness:
         self._transport = transport
         self._store = store
         self._ledgers: dict[str, _Ledger] = {}
+        self._nameless: set[str] = set()
+        """Voices of jobs whose account nobody could name."""
 
     def claim(self, account: str, voice: VoiceInfo) -> None:
         """Note that this voice belongs to a job."""
-        self._ledger(account).claimed.add(voice_key(voice.voice_id))
+        key = voice_key(voice.voice_id)
+        # As in the schedule: an account without a name may be any of the others, so their jobs' voices are one lot.
+        if account == ANY_ACCOUNT:
+            self._nameless.add(key)
+        for name in list(self._ledgers) if account == ANY_ACCOUNT else (account, ANY_ACCOUNT):
+            self._ledger(name).claimed.add(key)
 
     def resume(self, account: str, baseline: Collection[str] | None) -> None:
         """
@@ -160,7 +168,7 @@ class Witness:
     def _ledger(self, account: str) -> _Ledger:
         ledger = self._ledgers.get(account)
         if ledger is None:
-            ledger = self._ledgers[account] = _Ledger()
+            ledger = self._ledgers[account] = _Ledger(set(self._nameless))
         return ledger
 
 

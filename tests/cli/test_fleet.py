@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -53,6 +54,30 @@ def test_accounts_do_not_change_under_a_clone(url: str) -> None:
     assert code == 2
     assert "occupied" in told
     assert "a replica that is gone" in fleet(url, "status")[1]
+
+
+def test_a_lost_replica_is_named(url: str) -> None:
+    """One that was not seen for a while is lost: status says so, and for how long its seats are kept."""
+    assert fleet(url, "init")[0] == 0
+    run_sql(
+        url,
+        "INSERT INTO useapi_voice.replicas (id, host, pid, works, lease_s, seen_at) VALUES "
+        "('lost', 'far', 7, true, 150, now() - interval '30 s'), ('here', 'near', 8, true, 150, now()), "
+        "('idle', 'far', 9, true, 150, now() - interval '1 min')",
+        "INSERT INTO useapi_voice.pgqueuer (priority, entrypoint, status, slot, heartbeat) "
+        "VALUES (0, 'useapi_voice:north', 'picked', 0, now() - interval '31 s')",
+        "INSERT INTO useapi_voice.jobs (seq, id, state, priority, account, voice_name, payload, attempts, shas, seat, "
+        "owner, sent_at) VALUES (1, 'one', 'sent', 0, 'north', 'Ann', '{}', 1, '{}', 0, 'lost', now())",
+    )
+    told = json.loads(fleet(url, "status", "--json")[1])
+    found = {row["id"]: (row["is_lost"], row["seats"]) for row in told["replicas"]}
+    assert found == {"here": (False, 0), "idle": (True, 0), "lost": (True, 1)}
+    assert 100 < told["seats"][0]["kept_s"] < 120
+    text = fleet(url, "status")[1]
+    assert "far:7 (lost)" in text
+    assert re.search(r"far:7 is lost: not seen for \d+ s; 1 seat kept for 1 min \d+ s more, then another", text)
+    assert re.search(r"far:9 is lost: not seen for 1 min.*; it holds no seat", text)
+    assert "near:8 is" not in text
 
 
 def test_a_fleet_must_be_named(url: str) -> None:

@@ -11,7 +11,7 @@ import typer
 from .._errors import ConfigurationError
 from ._exit import EPILOG, CliError, Debug, ExitCode, run
 from ._options import JsonOption
-from ._text import put, put_json, put_table, span
+from ._text import count, put, put_json, put_table, span
 
 if TYPE_CHECKING:
     from ..stores._database import Address
@@ -64,19 +64,22 @@ def accounts_set(
 
 
 @asynccontextmanager
-async def _connected(url: str, *, makes: bool = False) -> AsyncGenerator[Any, None]:
+async def _connected(url: str, *, makes: bool = False, changes: bool = False) -> AsyncGenerator[Any, None]:
     if not url.startswith(("postgresql://", "postgres://")):
         message = f"No fleet is named: set {VARIABLE} to postgresql://user:password@host/database."
         raise CliError(ExitCode.USAGE, message)
     try:
         import asyncpg
 
-        from ..stores._database import Address
+        from ..stores._database import Address, check_sessions
         from ..stores._schema import check_schema
     except ModuleNotFoundError:
         raise ConfigurationError("a fleet needs its extra: pip install 'useapi-voice[postgres]'") from None
     address: Address = Address(url)
     try:
+        if makes or changes:
+            # Who only looks may do so on a standby, or through any pooler.
+            await check_sessions(address)
         connection = await address.connect()
         try:
             if not await check_schema(connection) and not makes:
@@ -103,15 +106,17 @@ async def _status(url: str, json: bool) -> ExitCode:  # noqa: FBT001 - as `run` 
     async with _connected(url) as connection:
         from ..stores import _fleet_sql as sql
 
-        found = {
-            name: [dict(row) for row in await connection.fetch(query)]
-            for name, query in {
-                "jobs": sql.DEPTH,
-                "accounts": sql.ACCOUNTS,
-                "seats": sql.HELD_SEATS,
-                "replicas": sql.REPLICAS,
-            }.items()
-        }
+        # All of one moment.
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            found = {
+                name: [dict(row) for row in await connection.fetch(query)]
+                for name, query in {
+                    "jobs": sql.DEPTH,
+                    "accounts": sql.ACCOUNTS,
+                    "seats": sql.HELD_SEATS,
+                    "replicas": sql.REPLICAS,
+                }.items()
+            }
     if json:
         put_json(found)
         return ExitCode.OK
@@ -124,23 +129,41 @@ async def _status(url: str, json: bool) -> ExitCode:  # noqa: FBT001 - as `run` 
             for r in found["accounts"]
         ],
     )  # fmt: skip
-    who = {row["id"]: f"{row['host']}:{row['pid']}" for row in found["replicas"]}
+    _put_replicas(found["replicas"], found["seats"])
+    return ExitCode.OK
+
+
+def _put_replicas(replicas: Sequence[dict[str, Any]], seats: Sequence[dict[str, Any]]) -> None:
+    """Show who holds which seat; then, in words, which replicas are lost and what becomes of their seats."""
+    who = {row["id"]: f"{row['host']}:{row['pid']}{' (lost)' if row['is_lost'] else ''}" for row in replicas}
     put_table(
         ("account", "seat", "state", "since", "voice", "held by"),
         [
             (r["account"] or "(only)", r["seat"], r["state"], _since(r["sent_ago_s"]), r["voice_name"],
              who.get(r["owner"], "a replica that is gone"))
-            for r in found["seats"]
+            for r in seats
         ],
     )  # fmt: skip
     put_table(
-        ("replica", "works", "up", "seen"),
+        ("replica", "works", "up", "seats", "seen"),
         [
-            (who[r["id"]], "yes" if r["works"] else "no", span(r["up_s"]), f"{r['seen_ago_s']:.0f} s ago")
-            for r in found["replicas"]
+            (who[r["id"]], "yes" if r["works"] else "no", span(r["up_s"]), r["seats"], f"{r['seen_ago_s']:.0f} s ago")
+            for r in replicas
         ],
     )
-    return ExitCode.OK
+    for row in replicas:
+        if row["is_lost"]:
+            kept_s = [seat["kept_s"] or 0.0 for seat in seats if seat["owner"] == row["id"]]
+            put(f"{row['host']}:{row['pid']} is lost: not seen for {span(row['seen_ago_s'])}; {_kept(kept_s)}.")
+
+
+def _kept(kept_s: Sequence[float]) -> str:
+    if not kept_s:
+        return "it holds no seat"
+    return (
+        f"{count(len(kept_s), 'seat')} kept for {span(max(kept_s))} more, "
+        "then another replica looks for the voices before anything is sent on them"
+    )
 
 
 def _wait(row: dict[str, Any]) -> str:
@@ -168,7 +191,7 @@ async def _list(url: str, json: bool) -> ExitCode:  # noqa: FBT001 - as `run` ha
 async def _set(url: str, names: Sequence[str], max_parallel: int | None) -> ExitCode:
     if not names and max_parallel is None:
         raise CliError(ExitCode.USAGE, "Name the accounts, or give --max-parallel.")
-    async with _connected(url) as connection:
+    async with _connected(url, changes=True) as connection:
         from ..stores import _fleet_sql as sql
         from ..stores.postgres import set_accounts
 

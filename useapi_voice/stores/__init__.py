@@ -90,7 +90,11 @@ class JobStore(Protocol):
         """
 
     def changed(self, job: Job) -> None:
-        """Note the job's present state. May be lost in a crash: a job found as sent is looked for, never sent again."""
+        """
+        Note the job's present state; of one whose ending was announced, the voices that came late.
+
+        May be lost in a crash: a job found as sent is looked for, never sent again.
+        """
 
     def settled(self, job: Job, outcome: Outcome, announce: Callable[[], None]) -> None:
         """

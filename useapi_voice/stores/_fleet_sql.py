@@ -110,7 +110,9 @@ _TO_VERSION_1: Final = (
     )
     """,
 )
-MIGRATIONS: Final[tuple[Sequence[str], ...]] = (_TO_VERSION_1,)
+# So that who looks at a fleet can tell for how long the seats of a lost replica are kept.
+_TO_VERSION_2: Final = ("ALTER TABLE useapi_voice.replicas ADD COLUMN lease_s double precision",)
+MIGRATIONS: Final[tuple[Sequence[str], ...]] = (_TO_VERSION_1, _TO_VERSION_2)
 """What leads from each version of the schema to the next. Only ever added to."""
 
 # ruff: noqa: S608 - all that is put into a query here is a name of our own
@@ -212,8 +214,10 @@ CANCELLING: Final = """
 
 # --- claims ----------------------------------------------------------------------------------------------------------
 
+# A lower cap counts from the moment it is set, also for replicas that were started with the old one.
 _GATE: Final = """
-    SELECT account, ordinal IS NOT NULL AS serves_pool, limit_now, closed_by IS NOT NULL AS is_closed,
+    SELECT account, ordinal IS NOT NULL AS serves_pool, closed_by IS NOT NULL AS is_closed,
+        LEAST(limit_now, (SELECT cap FROM useapi_voice.settings)) AS limit_now,
         extract(epoch FROM pause_until - now())::float8 AS wait_s
     FROM useapi_voice.accounts
 """
@@ -330,9 +334,16 @@ MISSING_TURNS: Final = f"""
     ORDER BY nth, random()
     LIMIT $2
 """
-HELD_SEATS: Final = """
-    SELECT account, seat, owner, id, voice_name, state, extract(epoch FROM now() - sent_at)::float8 AS sent_ago_s
-    FROM useapi_voice.jobs WHERE seat IS NOT NULL ORDER BY account, seat
+# A seat is kept for its turn's lease since the last heartbeat of its holder; one without a turn, until the next turn.
+HELD_SEATS: Final = f"""
+    SELECT held.account, held.seat, held.owner, held.id, held.voice_name, held.state,
+        extract(epoch FROM now() - held.sent_at)::float8 AS sent_ago_s,
+        GREATEST(0, holder.lease_s - extract(epoch FROM now() - turn.heartbeat))::float8 AS kept_s
+    FROM useapi_voice.jobs held
+    LEFT JOIN useapi_voice.replicas holder ON holder.id = held.owner
+    LEFT JOIN useapi_voice.pgqueuer turn
+        ON turn.entrypoint = '{TURN_PREFIX}' || held.account AND turn.status = 'picked' AND turn.slot = held.seat
+    WHERE held.seat IS NOT NULL ORDER BY held.account, held.seat
 """
 
 # --- accounts --------------------------------------------------------------------------------------------------------
@@ -417,13 +428,16 @@ FORGET_UPLOADS: Final = "DELETE FROM useapi_voice.uploads WHERE account = $1 AND
 # --- replicas, and what is swept -------------------------------------------------------------------------------------
 
 SEEN: Final = """
-    INSERT INTO useapi_voice.replicas (id, host, pid, works) VALUES ($1, $2, $3, $4)
+    INSERT INTO useapi_voice.replicas (id, host, pid, works, lease_s) VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (id) DO UPDATE SET seen_at = now()
 """
 LEFT: Final = "DELETE FROM useapi_voice.replicas WHERE id = $1"
+# One is lost that has missed a few polls; leases that are shorter than any in earnest are those of tests.
 REPLICAS: Final = """
     SELECT id, host, pid, works, extract(epoch FROM now() - seen_at)::float8 AS seen_ago_s,
-        extract(epoch FROM now() - started_at)::float8 AS up_s
+        extract(epoch FROM now() - started_at)::float8 AS up_s,
+        seen_at < now() - make_interval(secs => LEAST(10, lease_s / 2)) AS is_lost,
+        (SELECT count(*) FROM useapi_voice.jobs WHERE owner = replicas.id AND seat IS NOT NULL) AS seats
     FROM useapi_voice.replicas ORDER BY started_at
 """
 DEPTH: Final = "SELECT state, pinned, count(*) FROM useapi_voice.jobs GROUP BY state, pinned ORDER BY state, pinned"
@@ -449,3 +463,4 @@ DROP_SAMPLES: Final = """
 DROP_REPLICAS: Final = "DELETE FROM useapi_voice.replicas WHERE seen_at < now() - interval '1 day'"
 DROP_LOG: Final = "DELETE FROM useapi_voice.pgqueuer_log WHERE created < now() - interval '1 day'"
 NOTIFY: Final = "SELECT pg_notify($1, $2)"
+SESSION: Final = "SELECT pg_backend_pid()"

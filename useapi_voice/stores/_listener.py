@@ -15,8 +15,9 @@ from ._database import AWAY, Database
 
 logger: logging.Logger = logging.getLogger("useapi_voice")
 
-CHECK_S: Final = 5.0
-"""How long the first notification may take to come back."""
+PROBE_S: Final = 15.0
+"""Between two questions whether the other end is still there."""
+PROBE_ANSWER_S: Final = 5.0
 LOOK_S: Final = 0.1
 """Between two looks whether the connection is still there."""
 LONGEST_PAUSE_S: Final = 5.0
@@ -54,37 +55,17 @@ class Listener:
             listener(told)
 
     async def start(self) -> None:
-        """
-        Listen, and see that something is heard.
-
-        Raises:
-            StoreError: It is not.
-        """
+        """Listen. Raises `StoreError`."""
         self._connection = await self._listen()
-        heard = asyncio.Event()
-
-        def hear(told: str) -> None:
-            if told == "p:":
-                heard.set()
-
-        self.subscribe(sql.CHANNEL, hear)
-        async with self._database.reading("notifying") as connection:
-            await connection.execute(sql.NOTIFY, sql.CHANNEL, "p:")
-        try:
-            async with asyncio.timeout(CHECK_S):
-                await heard.wait()
-        except TimeoutError:
-            raise StoreError(
-                f"notifications of the database at {self._database.address.where} do not arrive: is a PgBouncer in "
-                "transaction mode in between? Connect to PostgreSQL itself, or in session mode"
-            ) from None
-        finally:
-            self.unsubscribe(sql.CHANNEL, hear)
 
     async def keep(self) -> None:
         """Listen again whenever the connection is lost, for ever."""
         pause_s = LOOK_S
+        probed_t = asyncio.get_running_loop().time()
         while True:
+            if asyncio.get_running_loop().time() - probed_t > PROBE_S:
+                await self._probe()
+                probed_t = asyncio.get_running_loop().time()
             if self._connection.is_closed():
                 try:
                     self._connection = await self._listen()
@@ -95,6 +76,13 @@ class Listener:
                     pause_s = LOOK_S
                     self._on_return()
             await asyncio.sleep(pause_s)
+
+    async def _probe(self) -> None:
+        """Let go of a connection whose other end is gone without a word: one that only listens would never know."""
+        try:
+            await self._connection.execute("SELECT", timeout=PROBE_ANSWER_S)
+        except (asyncpg.PostgresError, *AWAY):
+            self._connection.terminate()
 
     def stop(self) -> None:
         """Let go of the connection."""

@@ -92,9 +92,11 @@ MIGRATIONS: tuple[Sequence[str], ...] = (_TO_VERSION_1,)
 _COLUMNS: Final = "id, key, state, priority, seq, account, pinned, voice_name, payload, sent_at, settled_at, voice_id"
 # A new job; a second one of its key, its id or its number is refused by the table.
 ADD: Final = f"INSERT INTO jobs ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - our own names
-# All of a job that can change, by its number, the cheapest way to a row. One that was forgotten stays so.
+# All of a job that can change, by its number, the cheapest way to a row. One that was forgotten stays so, and one that
+# has ended: what is noted of it after that is a voice that came late.
 UPDATE: Final = """
-    UPDATE jobs SET state = ?, account = ?, pinned = ?, payload = ?, sent_at = ?, settled_at = ?, voice_id = ?
+    UPDATE jobs SET state = ?, account = ?, pinned = ?, payload = ?, sent_at = ?,
+        settled_at = coalesce(?, settled_at), voice_id = coalesce(?, voice_id)
     WHERE seq = ? AND id = ?
 """
 # A job that was added for somebody who did not wait for it.
@@ -157,6 +159,8 @@ class File:
         self._keep_s = keep_s
         self._spool = spool
         self._connection: Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        """What the path led to when it was opened."""
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -167,6 +171,7 @@ class File:
                 is_made = self._make()
                 has_log = os.path.exists(f"{self.path}-wal")  # noqa: PTH110 - paths are strings here
                 self._connection = self._connect()
+                self._identity = self._identify()
             version = self.check(self._connection, has_log=has_log)
             return self._begin(self._connection, version)
         except BaseException:
@@ -292,12 +297,20 @@ class File:
             keys |= {voice_key(voice_id) for voice_id in codec.voice_ids_of(read_row(values))}
         return frozenset(keys - {""})
 
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path)  # noqa: PTH116 - paths are strings here
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
     def close(self) -> None:
         with self.lock:
             if self._connection is None:
                 return
             # While the file is held: a later owner's copies are no concern of ours.
-            self._spool.sweep(0)
+            if self._is_in_place():
+                self._spool.sweep(0)
             # The log is merged first, so that there is room in it for the last note, even on a full disk.
             for query in ("PRAGMA wal_checkpoint(TRUNCATE)", _MARK_CLOSED):
                 try:
@@ -313,6 +326,12 @@ class File:
         """Run these in one transaction, and return their results; if one fails, or the commit does, none was run."""
         with self.lock:
             connection = self._held()
+            if not self._is_in_place():
+                # SQLite would go on writing to what nobody will ever find, and another owner may have made a new one.
+                raise StoreError(
+                    f"{self.path} was deleted, moved or replaced while it was open: nothing more is kept. Close the "
+                    "client, put the file back together with its log, and open it again"
+                )
             connection.execute("BEGIN IMMEDIATE")
             try:
                 results = [run(connection) for run in runs]
@@ -328,10 +347,16 @@ class File:
         with self.lock:
             return run(self._held())
 
+    def _is_in_place(self) -> bool:
+        """Whether the path still leads to what was opened."""
+        return self._identify() == self._identity
+
     def tidy(self) -> None:
         """Drop what is too old."""
         try:
             self.transact([lambda connection: self._drop(connection, DROPPED_AT_ONCE)])
+        except StoreError:
+            return  # whoever has something to keep is told
         except sqlite3.Error as error:
             logger.warning("%s", self.explain("dropping old jobs", error))
         self._spool.sweep()

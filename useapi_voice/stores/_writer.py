@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
+
+import asyncpg
 
 from .._errors import StoreError
 from ._database import AWAY, Connection, Database
@@ -25,6 +28,7 @@ OWED_S: Final = 600.0
 CLOSE_S: Final = 10.0
 """How long closing waits for the database to take what is owed."""
 MOST_AT_ONCE: Final = 200
+AGAIN_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 5.0
 
 
@@ -80,11 +84,12 @@ class Writer:
                         await asyncio.sleep(0.002)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        for op in self._inbox:
+        while self._inbox:
+            op = self._inbox.popleft()
+            if op.reply is not None and not op.reply.done():
+                op.reply.set_exception(StoreError("the store is closed"))
             if op.announce is not None:
-                op.announce()
-        self._fail(StoreError("the store is closed"))
-        self._inbox.clear()
+                op.announce()  # which may have more to note, and to announce
 
     # --- what is told ------------------------------------------------------------------------------------------------
 
@@ -136,6 +141,10 @@ class Writer:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
                         await self._news.wait()
+            except asyncpg.TransactionRollbackError as error:
+                # Two waited for each other, and this one gave way.
+                logger.debug("writing again: %s", error)
+                await asyncio.sleep(random.uniform(0, AGAIN_S))
             except Exception as error:  # noqa: BLE001 - told to who waits, or to the log
                 if len(batch) > 1:
                     self._one_by_one = len(batch)
@@ -171,10 +180,10 @@ class Writer:
 
     def _give_up_waiting(self) -> None:
         now_t = asyncio.get_running_loop().time()
-        for op in self._inbox:
+        for op in tuple(self._inbox):
             if op.announce is not None and op.owed_until_t < now_t:
-                op.announce()
-                op.announce = None
+                announce, op.announce = op.announce, None
+                announce()  # which may have more to note
 
 
 async def _nothing(connection: Connection) -> None:

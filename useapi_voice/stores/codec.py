@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from .. import _errors
 from .._errors import CloneError, StoreError, restore_error
-from .._jobs import OCCUPYING_STATES, Attempt, Fingerprint, Job, JobState, Outcome
+from .._jobs import OCCUPYING_STATES, TERMINAL_STATES, Attempt, Fingerprint, Job, JobState, Outcome
 from .._models import CloneRequest, Sample, VoiceInfo
 
 PAYLOAD_VERSION: Final = 1
@@ -61,6 +61,9 @@ def encode(job: Job, *, outcome: Outcome | None = None, settled_at: datetime | N
         ValueError: It has samples without fingerprints, which nobody could find again.
     """
     request = job.request
+    if outcome is None and job.state in TERMINAL_STATES:
+        # What is noted of a job that has ended, say a late voice, is no new beginning.
+        outcome = job.outcome
     if len(job.fingerprints) != len(request.samples):
         raise ValueError(f"{len(request.samples)} samples, but {len(job.fingerprints)} fingerprints")
     payload = {

@@ -26,6 +26,7 @@ import tempfile
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,7 @@ import asyncpg
 from .. import _errors
 from .._errors import ApiError, ConfigurationError, StoreError
 from .._jobs import OCCUPYING_STATES, CancelChoice, Job, JobState, Outcome
+from .._models import name_key
 from .._recovery import voice_key
 from .._replies import Refused, Scope
 from . import Desk, Gate, KeyTaken, Ledger, Recovered, codec
@@ -238,9 +240,10 @@ class PostgresStore:
 
         Raises:
             KeyTaken: A key is taken.
-            StoreError: None was kept.
+            StoreError: None was kept, as far as is known.
 
         Cancelled before it returns, it takes them back; one that another replica has claimed by then is cancelled.
+        Likewise when the answer of the commit was lost, but for those with a key: submitted again, they are one job.
         """
         if not jobs:
             return
@@ -273,19 +276,26 @@ class PostgresStore:
 
         try:
             await self._writer.ask(f"keeping {len(jobs)} jobs", insert_or_say)
+        except KeyTaken:
+            raise
         except StoreError:
+            self._take_back([job.id for job in jobs if job.key is None])
             raise
         except BaseException:
-            ids = [job.id for job in jobs]
-
-            async def take_back(connection: Connection) -> None:
-                await connection.execute(sql.TAKE_BACK, ids)
-                await connection.execute(sql.ASK_TO_CANCEL, ids, "keep")
-
-            self._writer.note(f"taking back {len(ids)} jobs", take_back)
+            self._take_back([job.id for job in jobs])
             raise
         for job in jobs:
             self._know(codec.encode(job))
+
+    def _take_back(self, ids: Sequence[str]) -> None:
+        """Have those jobs not be, if they are, and nobody has begun with them."""
+
+        async def take_back(connection: Connection) -> None:
+            await connection.execute(sql.TAKE_BACK, ids)
+            await connection.execute(sql.ASK_TO_CANCEL, ids, "keep")
+
+        if ids:
+            self._writer.note(f"taking back {len(ids)} jobs", take_back)
 
     async def _contents(self, jobs: Sequence[Job]) -> dict[str, str]:
         """Return where the contents are that travel with these jobs, by hash."""
@@ -297,7 +307,7 @@ class PostgresStore:
         row = codec.encode(job)
         shas = [print_.sha256 for print_ in job.fingerprints if print_.path is None]
         ends = [None if at is None else (at - now).total_seconds() for at in (job.queue_deadline_at, job.deadline_at)]
-        name = row.voice_name.strip()
+        name = name_key(row.voice_name)
         return (row.id, row.key, row.state.value, row.priority, row.seq, row.account, row.pinned, name, row.payload,
                 job.attempts, shas, *ends)  # fmt: skip
 
@@ -470,6 +480,9 @@ class PostgresStore:
         if row["deadline_s"] is not None:
             job.deadline_t, job.deadline_at = now_t + row["deadline_s"], now_at + timedelta(seconds=row["deadline_s"])
         job.cancelling = job.cancelling or row["cancelling"]
+        if row["sent_at"] is not None and job.history:
+            # The clock of who sent it may be off, and a voice is judged by when its request left.
+            job.history = (*job.history[:-1], replace(job.history[-1], sent_at=row["sent_at"]))
         return job
 
     async def fetch_samples(self, job: Job, account: str) -> None:
@@ -604,7 +617,8 @@ class PostgresStore:
     async def seen(self) -> None:
         """Say that this replica lives."""
         async with self.database.reading("signing in") as connection:
-            await connection.execute(sql.SEEN, self.replica_id, socket.gethostname(), os.getpid(), self.works)
+            who = (socket.gethostname(), os.getpid(), self.works)
+            await connection.execute(sql.SEEN, self.replica_id, *who, self.lease_s)
 
     async def left(self) -> None:
         """Say that it is gone."""
