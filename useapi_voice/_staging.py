@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
-
-import anyio.lowlevel
 
 from . import _replies
 from ._errors import ApiError, CloneRefused, RequestInvalid, SampleChanged, ServerError
@@ -16,9 +13,6 @@ from ._registry import Registry
 from ._replies import Scope
 from ._schedule import Schedule, Stage
 from ._uploads import Uploads
-
-TURNS_TO_LEAVE: Final = 8
-"""Turns of the loop that a request needs to leave, rounded up: a task's first, httpcore's two locks, and two writes."""
 
 
 class Staging:
@@ -66,9 +60,6 @@ class Staging:
         self._start(self._upload, job, action.account, name=f"useapi_voice upload {job.id}")
 
     async def _upload(self, job: Job, account: str) -> None:
-        # A place that has become free stages a job and sends another: the one that is sent goes first.
-        for _ in range(TURNS_TO_LEAVE):
-            await anyio.lowlevel.checkpoint()
         try:
             files = await self._uploads.ensure(job.request.samples, account, job.fingerprints)
         except (RequestInvalid, SampleChanged) as error:
