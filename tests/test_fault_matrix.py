@@ -222,6 +222,7 @@ class Listing:
     nth: int = 1
     times: int | None = 1
     older: int = 0
+    older_s: float = 300.0
     sandbox: tuple[tuple[str, object], ...] = ()
     client: tuple[tuple[str, object], ...] = ()
 
@@ -258,11 +259,13 @@ LISTINGS = {
     "lags by more than settle_after_s": Listing(("cloned", 2, 2), RESENT, sandbox=(("list_lag_s", 100.0),)),
     "paged": Listing(ADOPTED, RESENT, older=7, sandbox=(("page_size", 2),)),
     "holds older voices of that name": Listing(ADOPTED, RESENT, older=3),
-    "the same, without a baseline": Listing(ADOPTED, RESENT, Fault.status(500), older=3),
+    "the same, a day old, without a baseline": Listing(ADOPTED, RESENT, Fault.status(500), older=3, older_s=90_000.0),
+    # Nobody saw them before, and that they are older rests on two clocks: no proof of absence.
+    "the same, just made, without a baseline": Listing(ADOPTED, LOST_FOR_EVER[1], Fault.status(500), older=3),
     "clock ahead": Listing(ADOPTED, RESENT, older=1, sandbox=(("clock_skew_s", 600.0),)),
     "clock behind": Listing(ADOPTED, RESENT, older=1, sandbox=(("clock_skew_s", -600.0),)),
     "clock behind, no baseline": Listing(
-        ADOPTED, RESENT, Fault.status(500), older=1, sandbox=(("clock_skew_s", -600.0),)
+        ADOPTED, RESENT, Fault.status(500), older=1, older_s=90_000.0, sandbox=(("clock_skew_s", -600.0),)
     ),
 }
 
@@ -278,7 +281,7 @@ def test_a_fault_of_the_list(name: str, made: bool, api: str) -> None:
         sandbox = Sandbox(**dict(row.sandbox))  # type: ignore[arg-type]
         older = [sandbox.add_voice(VICTIM).voice_id for _ in range(row.older)]
         if older:
-            await anyio.sleep(300)
+            await anyio.sleep(row.older_s)
         async with a_world(sandbox, api=api, **dict(row.client)) as world:
             if row.fault is not None:
                 sandbox.fail("voices", row.fault, nth=row.nth, times=row.times)
@@ -323,6 +326,21 @@ def test_a_proxy_whose_clock_is_not_the_voices_clock(date_shift_s: float, expect
             with anyio.fail_after(3600):
                 ending = await how_it_ended(await world.client.submit(world.request(VICTIM)))
         assert (ending, world.wire.posts[VICTIM], len(world.voices(VICTIM))) == expected
+
+    virtually(main)
+
+
+@pytest.mark.parametrize("date_shift_s", [60.0, 3600.0, 12 * 3600.0])
+def test_the_same_without_a_baseline(date_shift_s: float) -> None:
+    """Then the voice that seems old may be one that was there before, and yet it is no proof that there is no other."""
+
+    async def main() -> None:
+        sandbox = Sandbox()
+        async with a_world(sandbox, date_shift_s=date_shift_s) as world:
+            sandbox.fail("voices", Fault.status(500))
+            sandbox.fail("clone-voice", Fault.drop(made=True))
+            ending = await how_it_ended(await world.client.submit(world.request(VICTIM)))
+        assert (ending, world.wire.posts[VICTIM], len(world.voices(VICTIM))) == LOST_FOR_EVER[0]
 
     virtually(main)
 

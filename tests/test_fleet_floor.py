@@ -76,8 +76,8 @@ async def test_whoever_waits_for_a_forgotten_job_is_told(place: Place, monkeypat
 
 async def test_accounts_are_asked_for_until_they_are_known(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a broken remote nor a refused token is the end of it."""
-    monkeypatch.setattr(_floor, "DISCOVER_AGAIN_S", 0.01)
-    monkeypatch.setattr(_floor, "REFUSED_PAUSE_S", 0.01)
+    monkeypatch.setattr(_fleet_floor, "DISCOVER_AGAIN_S", 0.01)
+    monkeypatch.setattr(_fleet_floor, "REFUSED_PAUSE_S", 0.01)
     ask_remote, troubles = Roster.all, [ServerError("broken"), AuthenticationError("refused"), ServerError("broken")]
 
     async def all_in_the_end(self: Roster) -> tuple[Account, ...]:

@@ -336,6 +336,17 @@ def test_a_new_voice_that_seems_too_old_proves_nothing() -> None:
     assert isinstance(look([row], 100, replace(evidence(), proofs=1), ["v"]), Absent)
 
 
+def test_a_row_without_an_id_is_no_absence() -> None:
+    """A voice may be listed before it can be used; another name's row, or a voice that can be, is no matter."""
+    now_t = SENT_T + 100
+    known = Looking(replace(evidence(), proofs=1))
+    doubtful = known.next(Listing([], now_t, [f" {NAME}"]), set(), now_t)
+    assert isinstance(doubtful, Waiting)
+    assert doubtful.evidence.proofs == 1
+    assert isinstance(known.next(Listing([], now_t, ["Ada"]), set(), now_t), Absent)
+    assert isinstance(known.next(Listing([voice("v")], now_t, [NAME]), set(), now_t), Found)
+
+
 @pytest.mark.parametrize("unset", [None, 0, -1, SENT_AT_MS / 1000])
 def test_a_voice_without_age_needs_a_baseline(unset: float | None) -> None:
     """It is adopted where the voices before are known; else it may have been there before, and the end is Unclear."""

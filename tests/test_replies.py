@@ -536,7 +536,9 @@ def test_readers_refuse_what_is_no_object(reader: Callable[[Any], object], paylo
 
 def test_readers_skip_rows_that_they_cannot_read() -> None:
     """One strange row spoils nothing: rows without the one needed field are left out."""
-    page = read_voice_page({"voice_list": [None, 5, {}, {"voice_id": None}, VOICE], "has_more": "junk", "x": 1})
+    rows = [None, 5, {}, {"voice_id": None}, {"voice_name": "Ann"}, {"voice_name": 5}, VOICE]
+    page = read_voice_page({"voice_list": rows, "has_more": "junk", "x": 1})
+    assert page.names_without_id == ("Ann",)
     assert [voice.voice_id for voice in page.voice_list] == [VOICE["voice_id"]]
     assert (page.has_more, page.model_extra) == (None, {"x": 1})
     accounts = read_accounts({"": {}, "A": {"account": None, "jwt": {"token": "t"}}, "B": 5, "C": {"account": "D"}})

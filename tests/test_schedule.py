@@ -945,6 +945,35 @@ def test_a_decision_costs_the_same_for_any_backlog(pinned: str | None) -> None:
     assert large == small
 
 
+def cost_of_endings(backlog: int) -> float:
+    """Count the calls for each of the waiting jobs that half of a backlog cancels."""
+    harness = Harness("A")
+    jobs = [harness.add(name="a") for _ in range(backlog)]
+    calls = 0
+
+    def count(frame: object, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        for job in jobs[::2]:
+            advance(job, Step.CANCEL)
+            harness.schedule.remove(job, JobState.QUEUED)
+    finally:
+        sys.setprofile(before)
+    return calls / len(jobs[::2])
+
+
+@pytest.mark.slow  # makes thousands of jobs
+def test_an_ending_among_the_waiting_costs_the_same_for_any_backlog() -> None:
+    """Whoever cancels one of very many jobs looks at none of the others, or at each but now and then."""
+    small, large = cost_of_endings(400), cost_of_endings(4_000)
+    assert small > 3
+    assert large < 1.5 * small
+
+
 @pytest.mark.slow  # makes 100,000 jobs
 def test_where_each_job_is_more_urgent_than_all_before_it_the_cost_grows_like_a_heaps_depth() -> None:
     """The worst that can be asked of the order: still no more than some levels of a heap."""

@@ -27,10 +27,10 @@ from useapi_voice.stores.sqlite import SqliteStore
 
 KEEP_S = 24 * 3600.0
 
-# Batches of five, of which one look must see all or none; the log begins anew every few of them. It says when it has
-# begun, goes on until it is told to stop, and holds the file until it is told to leave.
+# Batches of five, one for each line that it reads, of which a look must see all or none; the log begins anew every few
+# of them. Asked for it, it says how many jobs there are; it closes the file in order when nobody speaks to it any more.
 OWNER = """
-    import sys, itertools, threading, anyio
+    import sys, anyio
     sys.path.insert(0, {here!r})
     from stored import a_job
     from useapi_voice.stores.sqlite import SqliteStore
@@ -39,41 +39,62 @@ OWNER = """
         store = SqliteStore({path!r}, keep_s=1000)
         await store.open()
         store._file._connection.execute("PRAGMA wal_autocheckpoint = 8")
-        stop = threading.Event()
-        threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
-        for batch in itertools.count():
-            await store.add([a_job(5 * batch + seq) for seq in range(1, 6)])
-            if batch == 2:
-                print("begun", flush=True)
-            if batch > 2 and stop.is_set():
-                break
-        print(5 * batch + 5, flush=True)
-        sys.stdin.readline()
+        count = 0
+        while line := await anyio.to_thread.run_sync(sys.stdin.readline):
+            if line == "write\\n":
+                await store.add([a_job(count + number) for number in range(1, 6)])
+                count += 5
+            else:
+                print(count, flush=True)
         await store.aclose()
 
     anyio.run(main)
 """
 
 
+class Owner:
+    """Another process that owns the file, and writes to it when told to."""
+
+    def __init__(self, path: Path) -> None:
+        code = textwrap.dedent(OWNER).format(here=str(Path(__file__).parent), path=str(path))
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True)
+
+    def write(self, batches: int) -> None:
+        """Let it add so many batches, and do not wait for them."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("write\n" * batches)
+        self.process.stdin.flush()
+
+    def count(self) -> int:
+        """Return how many jobs there are when it has done what it was told."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("count\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def leave(self) -> int:
+        """Let it close the file, and return its exit code."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(30)
+
+
 @contextmanager
-def an_owner(path: Path) -> Generator[subprocess.Popen[str]]:
-    """Run another process that owns the file and writes to it without end."""
-    code = textwrap.dedent(OWNER).format(here=str(Path(__file__).parent), path=str(path))
-    owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def an_owner(path: Path) -> Generator[Owner]:
+    """Run an owner of the file, which has fifteen jobs already, and kill it if it is still there in the end."""
+    owner = Owner(path)
     try:
-        assert owner.stdout is not None
-        assert owner.stdout.readline() == "begun\n"
+        owner.write(3)
+        assert owner.count() == 15
         yield owner
     finally:
-        owner.kill()
-        owner.communicate()
-
-
-def tell(owner: subprocess.Popen[str]) -> None:
-    """Bring the owner to its next step."""
-    assert owner.stdin is not None
-    owner.stdin.write("go on\n")
-    owner.stdin.flush()
+        owner.process.kill()
+        owner.process.wait()
+        for pipe in (owner.process.stdin, owner.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 async def keep(path: Path, *jobs: Any) -> None:
@@ -96,21 +117,17 @@ def test_every_look_at_an_owner_at_work_is_whole(tmp_path: Path) -> None:
     """While another process commits and its log begins anew, a look sees whole batches, in order, and never fewer."""
     path = tmp_path / "jobs.db"
     with an_owner(path) as owner:
-        seen = [0]
-        for _ in range(60):
+        seen = [15]
+        for _ in range(30):
+            owner.write(20)
             seqs = [int(row["request"]["voice_name"].removeprefix("voice ")) for row in look(path)]
             assert seqs == list(range(1, len(seqs) + 1))
             assert len(seqs) % 5 == 0
             seen.append(len(seqs))
         assert seen == sorted(seen)
-        assert seen[-1] > seen[1] > 0
-        tell(owner)
-        assert owner.stdout is not None
-        written = int(owner.stdout.readline())
-        assert len(look(path)) == written
-        tell(owner)  # who was looked at is none the worse: it still has its file, and closes it in order
-        assert owner.wait(30) == 0
-    assert len(look(path)) == written
+        assert owner.count() == len(look(path)) == 15 + 30 * 100
+        assert owner.leave() == 0  # who was looked at is none the worse: it still has its file, and closes it in order
+    assert len(look(path)) == 15 + 30 * 100
 
 
 async def test_a_look_leaves_no_trace(tmp_path: Path) -> None:
@@ -132,7 +149,7 @@ async def test_what_a_killed_owner_left(tmp_path: Path) -> None:
     with an_owner(path):
         pass
     left = content_of(tmp_path)
-    assert len(look(path)) >= 15
+    assert len(look(path)) == 15
     assert content_of(tmp_path) == left
     Path(f"{path}-wal").unlink()
     with pytest.raises(StoreError, match=r"its log .*jobs\.db-wal is missing"):
@@ -208,16 +225,16 @@ async def test_a_log_that_begins_anew_is_copied_again(tmp_path: Path, monkeypatc
 
     def restless(source: str, copy: str) -> None:
         copy_one(source, copy)
-        if source == str(path) and next(copies) == 1:
+        if source == str(log) and next(copies) == 1:
             os.utime(path, ns=(1, 1))
             log.unlink()  # its owner closed the file
 
     with monkeypatch.context() as patch:
         patch.setattr(_sqlite_look, "_copy_one", restless)
         assert [row["state"] for row in look(path)] == ["queued"]
-    assert next(copies) == 3
+    assert next(copies) == 2
     moments = itertools.count()
     monkeypatch.setattr(_sqlite_look, "_state", lambda path: next(moments))
-    monkeypatch.setattr(_sqlite_look, "_PAUSE_S", 0)
+    monkeypatch.setattr(_sqlite_look, "_WITHIN_S", 0)
     with pytest.raises(StoreError, match="changes too fast to be looked at"):
         look(path)

@@ -35,6 +35,7 @@ from useapi_voice._transport import (
     check_base_url,
     check_token,
 )
+from useapi_voice._wire import PoolLine
 from useapi_voice.sandbox import Fault, Sandbox
 
 PING = Call("ping", "GET", "/ping")
@@ -353,6 +354,17 @@ async def test_a_proxy_of_the_environment_is_used_for_https(monkeypatch: pytest.
     assert [isinstance(answer, NoReply) and answer.was_sent for answer in answers] == [False, False]
     assert [request.method for request in heard] == ["CONNECT"]
     assert TOKEN not in repr(heard)
+
+
+async def test_https_goes_straight_where_no_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a pool of connections, with no client around it."""
+    monkeypatch.setattr("useapi_voice._wire.getproxies", dict)
+    async with transport(f"https://127.0.0.1:{closed_port()}") as made:
+        answer = await made.send(PING)
+        [line] = made._own._lines.values()  # type: ignore[union-attr]
+    assert isinstance(answer, NoReply)
+    assert not answer.was_sent
+    assert isinstance(line, PoolLine)
 
 
 async def test_a_proxy_of_the_environment_never_sees_a_loopback_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,21 @@ async def test_a_nameless_account_may_be_any_of_the_others(is_nameless: bool) ->
         assert (end.voice.voice_id, end.others) == (lost.voice_id, ())
 
 
+@pytest.mark.slow  # real time, as a socket is involved
+async def test_a_voice_that_is_listed_before_it_has_an_id_is_not_absent() -> None:
+    """It can be neither adopted nor denied; should it never get one, nobody can tell."""
+    async with listing([{"voice_list": [{"voice_name": "Ann"}, {"voice_id": "1", "voice_name": "Ada"}]}]) as (
+        transport,
+        _,
+    ):
+        witness = Witness(transport, MemoryStore())
+        await witness.take_baseline("a")
+        evidence = witness.evidence("a", "Ann", anyio.current_time(), datetime.now(UTC), 0.1)
+        _, end = await conclude(witness, "a", evidence)
+    assert isinstance(end, Unclear)
+    assert "has no voice_id" in end.reason
+
+
 @virtual
 async def test_a_list_that_is_refused_is_unclear_at_once() -> None:
     """Asking again is pointless where the remote will not say."""

@@ -93,7 +93,8 @@ class VoiceClient:
             share the jobs, and each account's cap (extra `postgres`).
         sample_directory: In a fleet, a directory on a disk that all its hosts share, where samples are kept while jobs
             need them, instead of in the database. All processes must name the same; it belongs to this fleet alone.
-        resume: Whether entering goes on with the jobs that the store holds; `False` only to look at them.
+        resume: Whether entering goes on with the jobs that the store holds; `False` only to look at them. Places that
+            their requests may still occupy are left to them in either case.
         work: In a fleet, whether this client works on jobs, or only submits them and waits for what others make.
         http_client: Your own `httpx.AsyncClient` (proxy, certificates, HTTP/2). It is neither changed nor closed. Its
             connection pool should hold at least `max_parallel` connections per account and a few more.

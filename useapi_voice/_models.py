@@ -399,6 +399,8 @@ class VoicePage(_Reply):
     """One page of a voice list [D V24]."""
 
     voice_list: tuple[VoiceInfo, ...]
+    names_without_id: tuple[str, ...] = ()
+    """What rows are called that cannot be used; added by this library."""
     total: int | None = None
     has_more: bool | None = None
 

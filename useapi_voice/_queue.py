@@ -267,8 +267,9 @@ class CloneQueue:
                 try:
                     await self._accept(fresh)
                 except KeyTaken:
-                    # Another process of a fleet was faster: there is a job to share now.
-                    if not self._store.is_shared:
+                    # Another was faster: a process of a fleet, or a submit here whose job has ended since, so that it
+                    # is the store's alone. There is a job to share now.
+                    if not self._store.is_shared and not await self._is_any_kept(fresh):
                         raise
                 else:
                     break
@@ -280,6 +281,10 @@ class CloneQueue:
         self._intake.release(item for item in checked if id(item) not in kept)
         self._turn()
         return [CloneJob(job, self) for job in jobs]
+
+    async def _is_any_kept(self, fresh: Sequence[tuple[Job, Checked]]) -> bool:
+        keys = [job.key for job, _ in fresh if job.key is not None]
+        return any([await self._store.find(key) is not None for key in keys])
 
     def _check_taking(self, keys: Sequence[str | None]) -> None:
         if self._is_closed:

@@ -81,10 +81,12 @@ class Listing:
     Attributes:
         voices: All of them.
         asked_t: Loop time at which the list was asked for.
+        names_without_id: Of rows that have no id: of voices in the making, perhaps.
     """
 
     voices: Sequence[VoiceInfo]
     asked_t: float
+    names_without_id: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,9 @@ class Looking:
             # It is nobody's and may be new, but its create_time is too early: the remote's clocks disagree, or it is
             # late, or a stranger's. Not surely ours, so not adopted; not surely another's, so no proof either.
             doubt = f"a voice named {self.evidence.voice_name!r} may be new, but seems older than this request"
+            return self._after_failure(ListingFailed(doubt, is_final=False), now_t)
+        if name_key(self.evidence.voice_name) in map(name_key, seen.names_without_id):
+            doubt = f"a voice named {self.evidence.voice_name!r} is listed, but has no voice_id"
             return self._after_failure(ListingFailed(doubt, is_final=False), now_t)
         proofs = self.evidence.proofs + (seen.asked_t >= self.evidence.settles_t)
         evidence = replace(self.evidence, looks=self.evidence.looks + 1, proofs=proofs, failures=0)

@@ -521,12 +521,18 @@ def read_upload(payload: Any) -> UploadedSample:
 
 
 def read_voice_page(payload: Any) -> VoicePage:
-    """Read one page of voices; rows without a `voice_id` are left out, a list without `voice_list` is refused."""
+    """Read one page of voices; of rows without a `voice_id` only names are kept, a list without rows is refused."""
     rows = payload.get("voice_list") if isinstance(payload, dict) else None
     if not isinstance(rows, list):
         raise _unexpected("voices", "no voice_list")
-    known = [voice for row in rows if (voice := read_voice(row))]
-    return VoicePage.model_validate({**payload, "voice_list": known})
+    read = [(row, read_voice(row)) for row in rows]
+    known = [voice for _, voice in read if voice]
+    # What is being made may be listed before it has an id, for all that is known: then it is not absent.
+    unknown = [
+        row["voice_name"] for row, voice in read if voice is None and isinstance(row, dict) and "voice_name" in row
+    ]
+    names = [name for name in unknown if isinstance(name, str)]
+    return VoicePage.model_validate({**payload, "voice_list": known, "names_without_id": names})
 
 
 def read_config(payload: Any) -> VoiceConfig:

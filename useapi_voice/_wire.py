@@ -48,16 +48,15 @@ class Line(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Close what is our own."""
+        """Close its connections."""
 
 
 class ClientLine:
     """An httpx client: a caller's, which is neither changed nor closed, or our own where a proxy is to be minded."""
 
-    def __init__(self, client: httpx.AsyncClient, signer: Signer, *, is_own: bool = False) -> None:
+    def __init__(self, client: httpx.AsyncClient, signer: Signer) -> None:
         self._client = client
         self._auth = _Auth(signer)
-        self._is_own = is_own
 
     def build(
         self,
@@ -78,9 +77,8 @@ class ClientLine:
         return await self._client.send(request, stream=True, auth=self._auth, follow_redirects=False)
 
     async def aclose(self) -> None:
-        """Close it, if it is our own."""
-        if self._is_own:
-            await self._client.aclose()
+        """Close it; not to be asked of a caller's."""
+        await self._client.aclose()
 
 
 class PoolLine:
@@ -175,7 +173,7 @@ class OwnLines:
         return PoolLine(verify, self._signer)
 
     def _client(self, verify: ssl.SSLContext) -> ClientLine:
-        return ClientLine(httpx.AsyncClient(verify=verify, limits=LIMITS), self._signer, is_own=True)
+        return ClientLine(httpx.AsyncClient(verify=verify, limits=LIMITS), self._signer)
 
     async def aclose(self) -> None:
         """Close them all."""

@@ -156,14 +156,16 @@ class Witness:
     async def _look(self, account: str) -> Listing | ListingFailed:
         asked_t = anyio.current_time()
         try:
-            return Listing(await self._list(account), asked_t)
+            without_id: list[str] = []
+            return Listing(await self._list(account, without_id), asked_t, without_id)
         except ApiError as error:
             refuses = not error.safe_to_retry and not isinstance(error, UnexpectedReply)
             return ListingFailed(str(error), is_final=refuses)
 
-    async def _list(self, account: str) -> list[VoiceInfo]:
+    async def _list(self, account: str, without_id: list[str] | None = None) -> list[VoiceInfo]:
         # The drivers above have a rhythm of their own, so the transport need not repeat.
-        return [voice async for voice in list_voices(self._transport, account or None, cloned=True, tries=1)]
+        voices = list_voices(self._transport, account or None, cloned=True, tries=1, without_id=without_id)
+        return [voice async for voice in voices]
 
     def _ledger(self, account: str) -> _Ledger:
         ledger = self._ledgers.get(account)
@@ -173,13 +175,20 @@ class Witness:
 
 
 async def list_voices(
-    transport: Transport, account: str | None, *, cloned: bool, tag_list: Iterable[str] = (), tries: int = 4
+    transport: Transport,
+    account: str | None,
+    *,
+    cloned: bool,
+    tag_list: Iterable[str] = (),
+    tries: int = 4,
+    without_id: list[str] | None = None,
 ) -> AsyncIterator[VoiceInfo]:
     """
     Yield an account's voices, all pages of them.
 
     Whether pages count from 0 or from 1 is undocumented, so a page that repeats the last one is no end; two that bring
-    nothing new are. Cloned voices are told from built-in ones by `is_system=false` alone.
+    nothing new are. Cloned voices are told from built-in ones by `is_system=false` alone. The names of rows that have
+    no id are added to `without_id`.
 
     Raises:
         ApiError: The list, or the rest of it, could not be had. What was yielded before is then incomplete.
@@ -190,6 +199,8 @@ async def list_voices(
         page = await _page(
             transport, account, cloned=cloned, tag_list=tuple(tag_list), page=page_number or None, tries=tries
         )
+        if without_id is not None:
+            without_id += page.names_without_id
         fresh = [voice for voice in page.voice_list if voice.voice_id not in known]
         for voice in fresh:
             known.add(voice.voice_id)

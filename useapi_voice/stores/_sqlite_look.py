@@ -30,9 +30,10 @@ from ._sqlite_file import PAGE, File, read_row
 
 _LOG_HEADER_BYTES: Final = 32
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
-_TRIES: Final = 100
+_WITHIN_S: Final = 20.0
+"""How long to try again where the log began anew in the middle of a copy; it does so every thousand pages or more."""
 _PAUSE_S: Final = 0.02
-"""Between two tries, where the log began anew in the middle of a copy; it does so every thousand pages or more."""
+"""Between two tries."""
 
 
 def look(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -77,14 +78,16 @@ def _no_room(path: str) -> StoreError:
 
 def _copy(path: str, copy: str) -> bool:
     """Copy a file and its log, as they were at one moment; return whether there is a log."""
-    for _ in range(_TRIES):
+    until_t = time.monotonic() + _WITHIN_S
+    while True:
         before = _state(path)
         _copy_one(path, copy)
         has_log = _copy_log(f"{path}-wal", f"{copy}-wal")
         if _state(path) == before:
             return has_log
+        if time.monotonic() >= until_t:
+            raise StoreError(f"{path} changes too fast to be looked at: try again")
         time.sleep(_PAUSE_S)
-    raise StoreError(f"{path} changes too fast to be looked at: try again")
 
 
 def _copy_log(log: str, copy: str) -> bool:
