@@ -16,6 +16,7 @@ from useapi_voice import (
     DeadlineExceeded,
     ServerError,
     StoreError,
+    _fleet_floor,
 )
 from useapi_voice._roster import Roster
 from useapi_voice.stores import _replica
