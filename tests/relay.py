@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
+
+DELIVERY_S = 1.0
+"""Shorter than the time for which tests keep a place; see `useapi_voice._wire`."""
+TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 
 
 class Fate(Enum):
@@ -29,7 +34,10 @@ async def relay(host: str, port: int, watch: Watch = lambda data: Fate.GOES_ON) 
     async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there: asyncio.StreamWriter | None = None
         with suppress(OSError):
-            answers, there = await asyncio.open_connection(host, port)
+            async with asyncio.timeout(DELIVERY_S):
+                answers, there = await asyncio.open_connection(host, port)
+            # It stands for a client that reaches that host itself, and such a one gives up delivering in good time.
+            there.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(1000 * DELIVERY_S))
             await asyncio.gather(*_pumps((reader, writer), (answers, there), watch))
         for end in (writer, there):
             if end is not None:

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import pickle
+import socket
 import traceback
 import warnings
 from collections import Counter
@@ -21,7 +22,7 @@ import httpx
 import pytest
 from harness import TOKEN, HangUp, Heard, Say, both, closed_port, serving, shown, virtual, virtually_asyncio
 
-from useapi_voice import AuthenticationError, ConfigurationError, RateLimited, ServerError, UseapiVoiceError
+from useapi_voice import AuthenticationError, ConfigurationError, RateLimited, ServerError, UseapiVoiceError, _wire
 from useapi_voice import _transport as room
 from useapi_voice._endpoints import AUDIO, SPEECH, Call, Generation, accounts, config, equity
 from useapi_voice._errors import SampleChanged
@@ -319,6 +320,18 @@ async def test_a_clients_own_settings_are_left_alone() -> None:
     assert ours.headers["authorization"] == f"Bearer {TOKEN}"
     assert ours.headers["x-mine"] == "1"
     assert own.headers["authorization"].startswith("Basic ")
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT")
+async def test_what_the_network_holds_back_is_not_delivered_late() -> None:
+    """The system drops a request that it cannot deliver in time: its place may be another's by then."""
+    async with Sandbox() as sandbox, transport(sandbox.base_url) as made:
+        line = made._own.of(None)  # type: ignore[union-attr]
+        url = f"{sandbox.base_url}/accounts"
+        answer = await line.send(line.build("GET", url, (), None, {}, httpx.Timeout(5)))
+        wire = answer.extensions["network_stream"].get_extra_info("socket")
+        assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * _wire.DELIVERY_S
+        await answer.aclose()
 
 
 async def test_own_connections_are_closed() -> None:

@@ -5,6 +5,7 @@ httpx client.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Generator
 from functools import lru_cache
@@ -19,6 +20,20 @@ The lanes are the limit, not the pool: a pool smaller than them would answer wit
 idle for long: one that the other side closed meanwhile costs a clone its answer. A place that is handed on takes its
 connection along at once, however long clones take.
 """
+
+DELIVERY_S: Final = 30.0
+"""
+How long this host tries to deliver what the other side does not acknowledge.
+
+By itself it tries for a quarter of an hour, also after the connection was given up: where the network is away for a
+minute, a clone request would arrive when its place has long been another's. What a proxy, or a caller's client, holds
+back is out of our hands.
+"""
+_DELIVERY: Final = (
+    [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * DELIVERY_S))]
+    if hasattr(socket, "TCP_USER_TIMEOUT")  # Linux has it
+    else []
+)
 
 
 class Signer(Protocol):
@@ -90,7 +105,7 @@ class PoolLine:
     """
 
     def __init__(self, verify: ssl.SSLContext, signer: Signer) -> None:
-        self._transport = httpx.AsyncHTTPTransport(verify=verify, limits=LIMITS)
+        self._transport = httpx.AsyncHTTPTransport(verify=verify, limits=LIMITS, socket_options=_DELIVERY)
         self._signer = signer
 
     def build(
