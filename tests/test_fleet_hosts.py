@@ -120,7 +120,9 @@ async def check_status(hosts: Hosts, number: int, url: str, pid: int) -> None:
     held = [seat for seat in found["seats"] if seat["owner"] == lost["id"]]
     # Its lease may be over by now, on a busy machine.
     assert len(held) == lost["seats"]
-    assert all(0 <= seat["kept_s"] < 3.5 and seat["state"] == "sent" for seat in held), found
+    # One that was claimed just then may not have been sent.
+    assert {seat["state"] for seat in held} <= {"sent", "queued"}
+    assert all(0 <= seat["kept_s"] < 3.5 for seat in held)
     assert re.search(
         rf":{pid} is lost: not seen for [\d.]+ s; (\d seats? kept for [\d.]+ s more|it holds no seat)", text
     )
