@@ -34,6 +34,8 @@ DISCOVER_AGAIN_S: Final = 5.0
 """Between two rounds of asking which accounts there are."""
 REFUSED_PAUSE_S: Final = 60.0
 """For how long a process whose token was refused takes no jobs: every call would be refused."""
+LONG_WAIT_S: Final = 2.0
+"""A job that was just claimed for an account goes back if nothing leaves there for longer than this."""
 _OURS: Final = {"files", "queue_deadline_t", "deadline_t", "outcome", "watchers", "settled_seq", "first_sent_t"}
 """Fields of a job that are this process's own."""
 _NOTES: Final = {"not_sent_since_t", "uploads_forgotten"}
@@ -173,6 +175,10 @@ class Floor:
             queue._resume_attempt(job, sent_ago_s)
             return
         queue._jobs[job.id] = job
+        if self.gate_s(account) > LONG_WAIT_S:
+            # The account was shut between the claim and now: others may serve the job, or must refuse it.
+            self.give_back(job)
+            return
         queue._schedule.add(job)
         queue._ring_for(job)
         queue._turn()
