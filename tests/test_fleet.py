@@ -240,9 +240,9 @@ async def test_a_job_that_was_claimed_for_an_account_that_goes_out_moves(
     place.server.ask("sandbox.break_account('north')")
     fetch, claimed = PostgresStore.fetch_samples, Counter[str]()
 
-    async def fetch_late(store: PostgresStore, job: Job, account: str) -> None:
+    async def fetch_late(store: PostgresStore, job: Job, account: str, holder: str) -> None:
         claimed[account] += 1
-        await fetch(store, job, account)
+        await fetch(store, job, account, holder)
         while account == "north" and claimed[account] > 1 and (await store.gates())[account].refused is None:
             await anyio.sleep(0.01)
 

@@ -18,6 +18,8 @@ from useapi_voice import (
     StoreError,
     _fleet_floor,
 )
+from useapi_voice._jobs import Job
+from useapi_voice._replies import Refused, Scope
 from useapi_voice._roster import Roster
 from useapi_voice.stores import _replica
 from useapi_voice.stores.postgres import PostgresStore
@@ -162,4 +164,23 @@ async def test_a_lost_answer_is_looked_for_even_if_the_fleet_cannot_be_asked(
     monkeypatch.setattr(PostgresStore, "ledger", away)
     async with place.client() as client:
         assert (await client.clone(ask("Ann"))).voice_name == "Ann"
+    place.check(["Ann"])
+
+
+async def test_a_job_that_is_claimed_while_its_account_is_shut_goes_on_elsewhere(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The account was refused between the claim and the beginning: the job does not wait there until it is back."""
+    shut: list[str] = []
+    async with place.client() as client:
+        fetch = PostgresStore.fetch_samples
+
+        async def fetch_and_shut(self: PostgresStore, job: Job, account: str, holder: str) -> None:
+            await fetch(self, job, account, holder)
+            if not shut:
+                shut.append(account)
+                client._queue._lanes.close(account, Refused(ServerError, Scope.ACCOUNT, "out of order", 596))
+
+        monkeypatch.setattr(PostgresStore, "fetch_samples", fetch_and_shut)
+        assert (await client.clone(ask("Ann"))).account not in shut
     place.check(["Ann"])

@@ -23,6 +23,7 @@ from ._floor import Floor
 from ._jobs import CancelChoice, Job, JobState
 from ._lanes import Lanes
 from ._outcomes import cancelled, out_of_time, refusal
+from ._refusals import LONG_WAIT_S
 from ._registry import Registry
 from ._replies import Refused
 from ._roster import Roster
@@ -200,11 +201,12 @@ class FleetFloor(Floor):
             self._attempts.resume(job, sent_ago_s)
             return
         self._registry.jobs[job.id] = job
+        if self.gate_s(account) > LONG_WAIT_S:
+            # Shut between the claim and this: others may serve the job, or must refuse it, and here it would wait.
+            self.put_back(job)
+            return
         self._schedule.add(job)
         self._registry.watch_clocks(job)
-        if self._schedule.lane(account).closed_by is not None:
-            # It was taken out between the claim and this: here the job would wait until it is back.
-            self.put_back_waiting(account)
         self._turn()
 
     def _bring_here(self, stored: Job) -> Job:
