@@ -17,6 +17,8 @@ import pytest
 from fleets import CHILD, Place, ask, place, run_sql, workers
 
 from useapi_voice import CloneCancelled, ConfigurationError, StoreError, VoiceClient, VoiceInfo
+from useapi_voice._jobs import Job
+from useapi_voice.stores.postgres import PostgresStore
 
 __all__ = ["place"]
 
@@ -229,6 +231,27 @@ async def test_an_account_that_is_out_is_out_for_all(place: Place) -> None:
             *await other.submit_many([ask(f"b{i}") for i in range(4)]),
         ]
         assert {voice.account for voice in [await job for job in jobs]} == {"south"}
+
+
+async def test_a_job_that_was_claimed_for_an_account_that_goes_out_moves(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claimed before the account was out, and brought here afterwards: it waits for nobody, and others take it."""
+    place.server.ask("sandbox.break_account('north')")
+    fetch, claimed = PostgresStore.fetch_samples, Counter[str]()
+
+    async def fetch_late(store: PostgresStore, job: Job, account: str, holder: str) -> None:
+        claimed[account] += 1
+        is_first = claimed[account] == 1
+        await fetch(store, job, account, holder)
+        while account == "north" and not is_first and (await store.gates())[account].refused is None:
+            await anyio.sleep(0.01)
+
+    monkeypatch.setattr(PostgresStore, "fetch_samples", fetch_late)
+    async with place.client() as client:
+        jobs = await client.submit_many([ask(f"voice {number}") for number in range(6)])
+        assert {voice.account for voice in [await job for job in jobs]} == {"south"}
+    assert claimed["north"] > 1
 
 
 async def test_no_password_is_shown(place: Place) -> None:

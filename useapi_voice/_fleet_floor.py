@@ -202,6 +202,9 @@ class FleetFloor(Floor):
         self._registry.jobs[job.id] = job
         self._schedule.add(job)
         self._registry.watch_clocks(job)
+        if self._schedule.lane(account).closed_by is not None:
+            # It was taken out between the claim and this: here the job would wait until it is back.
+            self.put_back_waiting(account)
         self._turn()
 
     def _bring_here(self, stored: Job) -> Job:
