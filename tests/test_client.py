@@ -343,7 +343,7 @@ async def test_the_settings_of_a_job_are_judged_as_the_clients_are() -> None:
 
 async def test_arguments_that_name_nothing() -> None:
     """No such state, an empty voice_id, what is no list of jobs: each is told before anything is done."""
-    sandbox = Sandbox(accounts=["a"])
+    sandbox = Sandbox(accounts=["a"], clone_s=0.02)
     async with in_process(sandbox) as client:
         with pytest.raises(ConfigurationError, match=r"state must be one of queued, .* not 'done'"):
             await anext(client.jobs("done"))

@@ -270,7 +270,7 @@ async def test_a_silent_replica_holds_no_lock_for_long(server: Server, monkeypat
     """Cut off, or stopped, in the middle of a claim: PostgreSQL ends its transaction, and the others go on."""
     monkeypatch.setattr(_database, "IDLE_S", 0.5)
     with a_database() as url:
-        async with Place(url, server).client() as client:
+        async with Place(url, server).client(accounts=["north", "south"]) as client:
             silent = Database(Address(url))
             await silent.open()
             try:

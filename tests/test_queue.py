@@ -1664,6 +1664,8 @@ async def test_an_earlier_job_comes_in_once(tmp_path: Path) -> None:
             tasks.start_soon(submit)
         assert len({job.id for job in found}) == 3
         assert [(await job).account for job in found] == ["b"] * 6
+        await anyio.sleep(settings["settle_after_s"])  # in which the earlier life's places are given up
+        assert [lane.in_progress for lane in client.statistics().lanes if lane.account == "b"] == [0]
     assert len(sandbox.clones) == 3
 
 

@@ -563,8 +563,10 @@ async def test_a_lost_stream_leaves_no_copy(book: SampleBook, tmp_path: Path) ->
         await good(book, stream)
     assert len(copies(tmp_path)) == 1
     del stream
-    gc.collect()
-    assert copies(tmp_path) == []
+    while copies(tmp_path):
+        # The worker thread that read it may hold it for a moment more.
+        gc.collect()
+        await anyio.sleep(0.001)
 
 
 async def test_a_copy_is_whole_or_not_there(book: SampleBook, tmp_path: Path) -> None:
