@@ -21,7 +21,7 @@ from useapi_voice._jobs import CancelChoice, Job, advance, ending_of
 from useapi_voice._models import VoiceInfo
 from useapi_voice._replies import Refused, Scope
 from useapi_voice.sandbox import Fault, Sandbox
-from useapi_voice.stores import Desk, Gate, Ledger
+from useapi_voice.stores import Desk, Gate, KeyTaken, Ledger
 from useapi_voice.stores.memory import MemoryStore
 
 OPEN = Gate(wait_s=0.0, limit=2, refused=None, look_s=0.0, serves_pool=True)
@@ -165,6 +165,52 @@ async def test_a_job_that_ends_before_its_submit_returns() -> None:
         job = await client.submit(ask(), key="k")
         assert (await job).voice_id == "v"
         assert client.job("k") is None
+
+
+class Taken(Shared):
+    """A store in which another process has the key; its answers take a while."""
+
+    def __init__(self, *, is_settled: bool) -> None:
+        super().__init__()
+        self.theirs = Job("theirs", "k", ask(), 0, 1, None)
+        self.is_settled = is_settled
+        self.tries = 0
+
+    async def find(self, key: str) -> Job | None:
+        await anyio.sleep(1)
+        return ended(self.theirs) if self.is_settled else self.theirs
+
+    async def add(self, jobs: Sequence[Job]) -> None:
+        if not jobs:
+            return
+        self.tries += 1
+        assert self.tries <= 2, "nobody who was told so has to ask again and again"
+        await anyio.sleep(1.5)
+        raise KeyTaken("the key is taken")
+
+
+@virtual
+@pytest.mark.parametrize("is_settled", [True, False])
+async def test_submits_of_a_key_that_another_process_has_share_its_job(is_settled: bool) -> None:
+    """Those that meet here do not send each other round in circles: whoever waited for another looks once more."""
+    store = Taken(is_settled=is_settled)
+    find = store.find
+
+    async def find_nothing_at_first(key: str) -> Job | None:
+        found = await find(key)
+        return found if store.tries else None
+
+    store.find = find_nothing_at_first  # type: ignore[method-assign]
+    ids: list[str] = []
+    async with fleet(a_sandbox(), store) as client:
+
+        async def submit() -> None:
+            ids.append((await client.submit(ask(), key="k")).id)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(submit)
+    assert ids == ["theirs"] * 5
 
 
 @virtual

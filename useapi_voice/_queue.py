@@ -256,10 +256,12 @@ class CloneQueue:
         try:
             while True:
                 ended = await self._find_kept(keys)
-                while waits := [self.registry.unkept[key] for key in keys if key in self.registry.unkept]:
-                    # Another submit of this key is not through: should the store refuse it, there is no job to share.
-                    # The last wait before ours is announced, or two submits that pass here at once would both make one.
+                if waits := [self.registry.unkept[key] for key in keys if key in self.registry.unkept]:
+                    # Another submit of this key is not through. Should the store refuse it, there is no job to share,
+                    # or one that the store alone knows: so look again. After the last look nothing waits until ours
+                    # is announced, or two submits that pass here at once would both make one.
                     await waits[0].wait()
+                    continue
                 # Checked again: the checks above took their time.
                 self._check_taking(keys)
                 jobs, fresh = self._make_jobs(checked, keys, priority, ended)
