@@ -271,6 +271,26 @@ async def test_news_that_must_wait_is_looked_for_by_the_poll(database: str, monk
         assert times == [1]
 
 
+async def test_a_long_look_that_fails_is_made_again(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database is away when all jobs that somebody waits for are looked for: the next poll looks for them."""
+    bench = Bench()
+    async with idle(database, bench) as store:
+        replica = store._replica
+        assert replica is not None
+        tries, looked = [], asyncio.Event()
+
+        async def look_in_vain_at_first() -> None:
+            tries.append(1)
+            if len(tries) == 1:
+                raise StoreError("away")
+            looked.set()
+
+        monkeypatch.setattr(replica, "_look_for_all", look_in_vain_at_first)
+        replica._has_returned()
+        await looked.wait()
+        assert len(tries) == 2
+
+
 async def test_words_of_a_newer_version_are_not_understood_and_do_no_harm(database: str) -> None:
     """Whatever they mean, what comes after is heard."""
     bench, job = Bench(), a_job(1)
@@ -344,6 +364,27 @@ async def test_who_has_a_job_hears_that_it_is_to_be_cancelled(database: str) -> 
         store.freed(job)
         await end(store, job)
         assert other.cancelled == []
+
+
+async def test_a_job_that_is_not_worked_on_here_is_not_cancelled_here(database: str) -> None:
+    """Claimed by this replica in order to end it, say: only what is on a seat of it is the queue's to cancel."""
+    bench = Bench()
+    async with opened(database, bench, accounts=["north", "south"]) as store:
+        await store.add([a_job(1)])
+        await bench.until(lambda: bench.adopted)
+        await sql(
+            database,
+            "INSERT INTO useapi_voice.jobs (seq, id, state, priority, voice_name, payload, attempts, shas, owner, "
+            f"cancelling) VALUES (99, 'other', 'queued', 0, 'Ann', '{{}}', 0, '{{}}', '{store.replica_id}', 'keep')",
+        )
+        assert store._replica is not None
+        await store._replica._heed_cancels()
+        assert bench.cancelled == []
+        await sql(database, "DELETE FROM useapi_voice.jobs WHERE id = 'other'")
+        job = bench.adopted[0][0]
+        await store.sent(send(job))
+        store.freed(job)
+        await end(store, job)
 
 
 async def test_the_ending_of_a_job_may_come_before_its_place_is_free(database: str) -> None:
@@ -706,7 +747,8 @@ async def test_watching_outlives_tasks_that_are_cancelled(database: str) -> None
         watch = asyncio.create_task(store.watch())
         store.freed(a_job(1))
         await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    for _ in range(3):
+        await asyncio.sleep(0)  # so that it sees what closing has cancelled
     assert not watch.done()
     watch.cancel()
 

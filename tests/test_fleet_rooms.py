@@ -582,10 +582,12 @@ async def test_samples_go_up_ahead_of_their_turn(claims: dict[str, list[Any]]) -
     assert bench.prepared == [ahead.id]
     shelf.next = StoreError("away")  # type: ignore[assignment]
     await seats._prepare("south", serves_pool=True)
-    seats._look_ahead("south", serves_pool=True)
     seats.stop()
     await asyncio.gather(*turns)
+    seats._look_ahead("south", serves_pool=True)
+    looking = seats._preparing["south"]
     await seats.aclose()
+    assert looking.done()
 
 
 # --- which jobs nobody can serve --------------------------------------------------------------------------------------
