@@ -36,20 +36,25 @@ KEPT = Path(__file__).with_suffix(".json")
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
+def run(path: str, times: int, *under: str) -> str:
+    """Do it so many times in a process of its own, under a tool if one is given; return what that says."""
+    command = [*under, sys.executable, str(KEPT.with_name("_paths.py")), path, str(times)]
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": ""}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stderr
+
+
 def instructions(valgrind: str, path: str, times: int) -> int:
     """Count those of a whole process that does it so many times."""
-    script = str(KEPT.with_name("_paths.py"))
-    command = [valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, script, path, str(times)]
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": ""}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    found = re.search(r"Collected : (\d+)", done.stderr)
-    assert found is not None, done.stderr
+    told = run(path, times, valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null")
+    found = re.search(r"Collected : (\d+)", told)
+    assert found is not None, told
     return int(found[1])
 
 
 def cost(valgrind: str, path: str) -> int:
     """Instructions of doing it once."""
     first, _ = PATHS[path]
+    run(path, first)  # so that no count has to compile what the other finds compiled
     once, twice = (instructions(valgrind, path, times) for times in (first, 2 * first))
     return round((twice - once) / first)
 
