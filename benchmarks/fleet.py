@@ -38,7 +38,7 @@ from useapi_voice.stores.postgres import PostgresStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from clusters import Cluster, a_cluster, why_no_cluster
-from fleets import a_database, run_sql, server, workers
+from fleets import a_database, busiest, run_sql, server, workers
 from harness import wav
 
 SHORT: dict[str, Any] = {"clone_timeout_s": 3.0, "settle_after_s": 2.0}
@@ -119,9 +119,10 @@ async def killed(url: str, sandbox: Server, jobs: int, kills: int) -> tuple[int,
     async with VoiceClient(**options, **SHORT, work=False) as api:
         with workers(2 + kills, **options, **CHILD, poll_s=0.3) as running:
             handles = await api.submit_many(requests(names))
-            for worker in running[:kills]:
-                await asyncio.sleep(1.3)
-                worker.signal(signal.SIGKILL)
+            for _ in range(kills):
+                lost = await busiest(url, running)
+                lost.signal(signal.SIGKILL)
+                lost.process.wait()
             for handle in handles:
                 await handle
     return verdict(sandbox, names)

@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _common import Server, sandbox_process
 
 __all__ = [
-    "CHILD", "SETTINGS", "Bench", "Place", "Server", "Worker", "a_database", "a_store", "ask", "database", "on",
-    "opened", "place", "run_sql", "sandbox_process", "server", "some_workers", "workers",
+    "CHILD", "SETTINGS", "Bench", "Place", "Server", "Worker", "a_database", "a_store", "ask", "busiest", "database",
+    "on", "opened", "place", "run_sql", "sandbox_process", "server", "some_workers", "who_holds", "workers",
 ]  # fmt: skip
 
 SETTINGS: dict[str, Any] = {"clone_timeout_s": 3.0, "settle_after_s": 2.0}
@@ -168,6 +168,26 @@ def some_workers(running: list[Worker]) -> Generator[list[Worker], None, None]:
         for worker in running:
             worker.wait_ready()
         yield running
+
+
+HOLDS = """
+    SELECT replica.pid FROM useapi_voice.jobs job
+    JOIN useapi_voice.replicas replica ON replica.id = job.owner
+    WHERE job.state = 'sent' AND job.seat IS NOT NULL GROUP BY 1 ORDER BY count(*) DESC, 1
+"""
+
+
+def who_holds(url: str) -> list[int]:
+    """Return the processes that have clones in progress, the busiest first."""
+    return [row["pid"] for row in run_sql(url, HOLDS)[0]]
+
+
+async def busiest(url: str, running: list[Worker]) -> Worker:
+    """Wait until one of these workers is in mid-call, and return the one with most clones in progress."""
+    mine = {worker.process.pid: worker for worker in running if worker.process.poll() is None}
+    while not (pids := [pid for pid in who_holds(url) if pid in mine]):
+        await asyncio.sleep(0.02)
+    return mine[pids[0]]
 
 
 @dataclass

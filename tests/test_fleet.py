@@ -14,7 +14,7 @@ from collections import Counter
 import anyio
 import asyncpg
 import pytest
-from fleets import CHILD, Place, ask, place, run_sql, workers
+from fleets import CHILD, Place, ask, busiest, place, run_sql, workers
 
 from useapi_voice import CloneCancelled, ConfigurationError, StoreError, VoiceClient, VoiceInfo
 from useapi_voice._jobs import Job
@@ -92,12 +92,12 @@ async def test_a_lost_worker_loses_and_doubles_nothing(place: Place, how: signal
     async with place.client(work=False) as api:
         with workers(2, **place.options, **CHILD) as running:
             jobs = await api.submit_many([ask(name) for name in names])
-            await anyio.sleep(1.5)
-            running[0].signal(how)
+            lost = await busiest(place.url, running)
+            lost.signal(how)
             with workers(1, **place.options, **CHILD):
                 await anyio.sleep(6.0 if how is signal.SIGSTOP else 0)
                 if how is signal.SIGSTOP:
-                    running[0].signal(signal.SIGCONT)
+                    lost.signal(signal.SIGCONT)
                 for job in jobs:
                     await job
     place.check(names)

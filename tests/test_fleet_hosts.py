@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 from clusters import a_cluster
-from fleets import CHILD, Place, Worker, ask, run_sql, sandbox_process, some_workers
+from fleets import CHILD, Place, Worker, ask, busiest, run_sql, sandbox_process, some_workers
 from hosts import Hosts, some_hosts
 from relay import relay
 
@@ -28,11 +28,6 @@ from useapi_voice.stores import _replica, postgres
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
 TRUSTED = ("local all all trust", "host all all 10.77.0.0/16 trust")
-HOLDS = """
-    SELECT replica.pid, count(*) AS seats FROM useapi_voice.jobs job
-    JOIN useapi_voice.replicas replica ON replica.id = job.owner
-    WHERE job.state = 'sent' AND job.seat IS NOT NULL GROUP BY 1 ORDER BY 2 DESC
-"""
 
 
 @pytest.fixture
@@ -91,9 +86,7 @@ async def test_a_host_that_is_cut_off_loses_and_doubles_nothing(
             near = f"http://127.0.0.1:{port}{api.path}"
             async with place.client(work=False, base_url=near) as client:
                 jobs = await client.submit_many([ask(name) for name in names])
-                while not (holders := run_sql(place.url, HOLDS)[0]):
-                    await anyio.sleep(0.02)
-                pid = holders[0]["pid"]
+                pid = (await busiest(place.url, running)).process.pid
                 cut = 1 + pids.index(pid)
                 hosts.cut(cut, *nets)
                 try:
