@@ -157,6 +157,26 @@ async def test_a_clone_refused_while_closing_is_given_back() -> None:
 
 
 @virtual
+async def test_a_request_that_would_leave_late_is_held_back() -> None:
+    """Recorded, and not gone when the process was stopped for longer than its place is surely its own."""
+
+    class Slow(Shared):
+        async def sent(self, job: Job) -> None:
+            await anyio.sleep(26 if not self.back else 1)
+
+    store, sandbox = Slow(), a_sandbox()
+    async with fleet(sandbox, store) as client:
+        job = await client.submit(ask())
+        store.desk.adopt(store.added[0], "a", sent_ago_s=None, ledger=None)
+        await anyio.sleep(40)
+        assert (sandbox.clones, store.back, job.attempts) == ((), [job.id], 0)
+        assert [attempt.verdict for attempt in job.history] == ["not_sent"]
+        store.desk.adopt(store.added[0], "a", sent_ago_s=None, ledger=None)
+        assert (await job).voice_name == "Ann"
+    assert len(sandbox.clones) == 1
+
+
+@virtual
 async def test_a_job_that_ends_before_its_submit_returns() -> None:
     """Others may be as quick as that: the job has its voice, and its key is looked up in the store."""
     store = Shared()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 
@@ -33,7 +34,7 @@ from ._registry import Registry
 from ._replies import Answer, Done, NotSent, Refused, Scope, Unknown, interpret
 from ._schedule import ANY_ACCOUNT, Schedule
 from ._settings import Settings
-from ._transport import Transport
+from ._transport import HeldBack, Transport
 from ._witness import Witness
 from .stores import JobStore
 
@@ -143,9 +144,15 @@ class Attempts:
                 answer = await self._transport.route(
                     lambda generation: _endpoints.clone_voice(generation, job.request, job.files, account or None),
                     read_timeout_s=self._settings.clone_timeout_s,
-                    on_left=lambda: setattr(sent, "t", self._clocks.now()),
+                    on_left=partial(self._leaves, sent, sent.t),
                 )
                 await self._conclude(job, sent, answer)
+
+    def _leaves(self, sent: _Sent, recorded_t: float) -> None:
+        """The request begins to leave; it must not if this process slept since its intent was put on record."""
+        sent.t = self._clocks.now()
+        if sent.t - recorded_t > self._registry.floor.late_after_s:
+            raise HeldBack("too long after it was recorded: its place may be another's by now")
 
     async def _see_through(self, job: Job, sent: _Sent) -> None:
         with self._holding_place(job, sent.account):

@@ -89,6 +89,8 @@ class FleetFloor(Floor):
         self._witness = witness
         self._roster = roster
         self._settings = settings
+        # A third, so that what leaves just in time is done with before anybody looks for it in vain.
+        self.late_after_s = min(settings.clone_timeout_s, settings.settle_after_s) / 3
         self._is_open = is_open
         self._turn = turn
         self._elsewhere: dict[str, Job] = {}

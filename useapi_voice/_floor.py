@@ -24,6 +24,8 @@ class Floor:
         store: Keeps them.
     """
 
+    late_after_s: float = float("inf")
+    """A request that has not left so long after its intent was recorded must not: its place may be another's."""
     finds_accounts: bool = True
     """Whether this queue asks which accounts there are; a fleet's are on record."""
 

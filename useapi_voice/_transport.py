@@ -55,7 +55,13 @@ LONGEST_WAIT_S: Final = 60.0
 GRACE_S: Final = 5.0
 """How much later than httpx's own timeouts the outermost bound acts; it is for replies that come drop by drop."""
 
+
+class HeldBack(Exception):
+    """Raised by whoever is asked whether a request may leave: it must not, and nothing of it has left."""
+
+
 _NOT_SENT = (
+    HeldBack,
     httpx.ConnectError,
     httpx.ConnectTimeout,
     httpx.PoolTimeout,
@@ -305,7 +311,7 @@ class Transport:
         Send one call once. Whatever happens becomes a value, but for cancellation and `SampleChanged`.
 
         `on_left` is called at once, and again when the request begins to leave, where that can be seen: a caller's
-        client may have no connection for it for a long time.
+        client may have no connection for it for a long time. It may raise `HeldBack`: then nothing leaves.
         """
         try:
             return await self._send(call, body, read_timeout_s, on_left)
@@ -322,12 +328,12 @@ class Transport:
         except Exception as error:  # noqa: BLE001 - say a name that cannot be encoded: whatever it is, nothing was sent
             return NoReply(was_sent=False, reason=_in_words(error))
         request.extensions = {**request.extensions, "trace": _Departure(on_left)}
-        on_left()
         sent_t = anyio.current_time()
         whole_s = read_timeout_s if body is None else None
         with anyio.move_on_after(None if whole_s is None else whole_s + CONNECT_TIMEOUT_S + GRACE_S):
             try:
-                return await self._exchange(line, request, None if whole_s is None else sent_t + whole_s + GRACE_S)
+                deadline_t = None if whole_s is None else sent_t + whole_s + GRACE_S
+                return await self._exchange(line, request, on_left, deadline_t)
             finally:
                 if chunks is not None:
                     # httpx leaves an upload that ends early to the garbage collector, and with it the open file.
@@ -359,9 +365,12 @@ class Transport:
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_timeout_s, pool=None)
         return line.build(call.method, self._base_url + call.path, call.params, content, headers, timeout)
 
-    async def _exchange(self, line: Line, request: httpx.Request, deadline_t: float | None) -> Answer:
+    async def _exchange(
+        self, line: Line, request: httpx.Request, on_left: Callable[[], None], deadline_t: float | None
+    ) -> Answer:
         status: int | None = None
         try:
+            on_left()
             response = await line.send(request)
             status, answered_t = response.status_code, anyio.current_time()
             try:
