@@ -224,7 +224,6 @@ HAND_BACK: Final = """
 """
 FREE_SEAT: Final = "UPDATE useapi_voice.jobs SET seat = NULL, owner = NULL WHERE id = $1 AND owner = $2"
 BY_KEY: Final = f"SELECT {COLUMNS} FROM useapi_voice.jobs WHERE key = $1"
-BY_ID: Final = f"SELECT {COLUMNS} FROM useapi_voice.jobs WHERE id = $1"
 UNSETTLED: Final = f"SELECT {COLUMNS} FROM useapi_voice.jobs WHERE settled_at IS NULL ORDER BY seq"
 PAGE: Final = f"SELECT {COLUMNS} FROM useapi_voice.jobs WHERE seq > $1 ORDER BY seq LIMIT $2"
 PAGE_OF_STATE: Final = f"SELECT {COLUMNS} FROM useapi_voice.jobs WHERE seq > $1 AND state = $3 ORDER BY seq LIMIT $2"
@@ -439,11 +438,6 @@ KEEP_BASELINE: Final = """
     ON CONFLICT (account) DO UPDATE SET baseline = excluded.baseline
 """
 BASELINE: Final = "SELECT baseline FROM useapi_voice.accounts WHERE account = $1"
-VOICES: Final = f"""
-    SELECT {COLUMNS} FROM useapi_voice.jobs
-    WHERE account = $1 AND settled_at IS NOT NULL
-    AND (voice_id IS NOT NULL OR position('"surplus":[]' IN payload) = 0)
-"""
 TAKEN_VOICES: Final = """
     SELECT voice_id, CASE WHEN position('"surplus":[]' IN payload) = 0 THEN payload END AS payload
     FROM useapi_voice.jobs WHERE account = $1 AND settled_at IS NOT NULL
